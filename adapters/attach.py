@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attach adapters to a model by replacing ``forward`` on the chosen modules, never the modules.
+
+So the model's names stay the names we train, save and load by.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .base import Layer, Network
+from .targets import targets
+
+
+class Attached:
+    """The layers of one network on one model. ``remove()`` restores every forward."""
+
+    def __init__(self, root: nn.Module, network: Network, seed: int, device: torch.device | str = "cpu") -> None:
+        self.network = network
+        self.enabled = True
+        self.layers: dict[str, Layer] = {}
+        self._modules: list[nn.Module] = []
+        for name in targets(root, network.blocks):
+            digest = hashlib.blake2b(f"{seed}/adapter/{name}".encode(), digest_size=8).digest()
+            generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
+            try:
+                layer = network.build(root.get_submodule(name), generator)
+            except ValueError as error:
+                self.remove()
+                raise ValueError(f"{name}: {error}") from error
+            self.layers[name] = layer.to(device)
+        for name, layer in self.layers.items():
+            self._install(root.get_submodule(name), layer)
+
+    def _install(self, module: nn.Module, layer: Layer) -> None:
+        if "forward" in module.__dict__:
+            raise RuntimeError("Another adapter is attached to this model already; remove it first.")
+        module.forward = _adapted(self, module.forward, layer)  # type: ignore[method-assign]
+        self._modules.append(module)
+
+    def remove(self) -> None:
+        """Give every module its own forward back."""
+        while self._modules:
+            self._modules.pop().__dict__.pop("forward", None)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by ``<module>.<parameter>``."""
+        return {f"{name}.{key}": value for name, layer in self.layers.items() for key, value in layer.named_parameters()}
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """The base model inside the block: adapters add nothing and cost nothing."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+    def tensors(self, prefix: str = "diffusion_model.") -> dict[str, torch.Tensor]:
+        """Copies of all layers' tensors under the names a file keeps, on the CPU."""
+        with torch.inference_mode(False), torch.no_grad():
+            return {
+                f"{prefix}{name}.{key}": value.detach().to("cpu", copy=True)
+                for name, layer in self.layers.items()
+                for key, value in layer.tensors().items()
+            }
+
+    def load(self, tensors: Mapping[str, torch.Tensor], prefix: str = "diffusion_model.") -> None:
+        """Take over what ``tensors`` gave.
+
+        Raises:
+            ValueError: Keys of layers that are not attached, or absent or misshapen tensors.
+        """
+        grouped: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self.layers}
+        for key, value in tensors.items():
+            owner = next((name for name in _owners(key.removeprefix(prefix)) if name in grouped), None)
+            if owner is None:
+                raise ValueError(f"The state trains {key}, which the present block selection does not.")
+            grouped[owner][key.removeprefix(f"{prefix}{owner}.")] = value
+        for name, group in grouped.items():
+            try:
+                self.layers[name].load(group)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+
+
+def _owners(key: str) -> Iterator[str]:
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
+
+
+def _adapted(attached: Attached, base: Callable[..., torch.Tensor], layer: Layer) -> Callable[..., torch.Tensor]:
+    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        y = base(x, *args, **kwargs)
+        return layer(x, y) if attached.enabled else y
+
+    return forward

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Families of interchangeable parts, each a frozen dataclass that registers itself by name.
+
+A field's default, tooltip and limits are written once, in the dataclass; widgets, help and the
+parser of option strings read them from there.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def option(default: Any, tooltip: str, **limits: Any) -> Any:
+    """A dataclass field with a default, a tooltip and limits (``min``, ``max``, ``choices``)."""
+    return dataclasses.field(default=default, metadata={"tooltip": tooltip, **limits})
+
+
+def check_limits(value: Any) -> None:
+    """Check a dataclass instance against the limits of its fields.
+
+    Raises:
+        ValueError: A field is outside its limits; names the field, what came and what is allowed.
+    """
+    for field in dataclasses.fields(value):
+        given, limits = getattr(value, field.name), field.metadata
+        low, high = limits.get("min"), limits.get("max")
+        if (low is not None and not given >= low) or (high is not None and not given <= high):
+            allowed = f"at least {low}" if high is None else f"at most {high}"
+            if low is not None and high is not None:
+                allowed = f"between {low} and {high}"
+            raise ValueError(f"{field.name} is {given}; it must be {allowed}.")
+        if "choices" in limits and given not in limits["choices"]:
+            raise ValueError(unknown(field.name, str(given), limits["choices"]))
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not among ``known``, with the nearest ones first."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"Unknown {kind} '{name}'.{hint} Known: {', '.join(known)}."
+
+
+class Registry(Generic[T]):
+    """Frozen dataclasses of one family, by name."""
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+        self._members: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator that adds a frozen dataclass under ``name``.
+
+        Raises:
+            TypeError: The class is not a frozen dataclass, or a field lacks a default or tooltip.
+            ValueError: The name is taken or is not lower-case words joined by hyphens.
+        """
+
+        def add(cls: type[T]) -> type[T]:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{self.family} name '{name}' must be lower-case words and '-'.")
+            if name in self._members:
+                raise ValueError(f"{self.family} '{name}' is registered twice.")
+            if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+                raise TypeError(f"{cls.__name__} must be a frozen dataclass.")
+            for field in dataclasses.fields(cls):
+                if field.default is dataclasses.MISSING or not field.metadata.get("tooltip"):
+                    raise TypeError(f"{cls.__name__}.{field.name} needs a default and a tooltip.")
+            self._members[name] = cls
+            cls.name = name  # type: ignore[attr-defined]
+            return cls
+
+        return add
+
+    def names(self) -> tuple[str, ...]:
+        """The registered names, in the order of registration."""
+        return tuple(self._members)
+
+    def get(self, name: str) -> type[T]:
+        """The class registered under ``name``.
+
+        Raises:
+            ValueError: No such name; lists the near and the known ones.
+        """
+        if name not in self._members:
+            raise ValueError(unknown(self.family, name, self._members))
+        return self._members[name]
+
+    def parse(self, name: str, options: str = "", **values: Any) -> T:
+        """Build a member from values and an option string such as ``"gamma=5, p_mean=-1.2"``.
+
+        Fields that the member does not have are dropped from ``values`` (they are widgets shared
+        by the family), but never from ``options``.
+
+        Raises:
+            ValueError: Unknown name, unknown option (near names are listed) or a malformed value.
+        """
+        cls = self.get(name)
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        chosen = {key: value for key, value in values.items() if key in fields}
+        for part in filter(None, (part.strip() for part in re.split(r"[,\n]", options))):
+            key, separator, text = (piece.strip() for piece in part.partition("="))
+            if not separator:
+                raise ValueError(f"Option '{part}' of {name} must read name=value.")
+            if key not in fields:
+                raise ValueError(unknown(f"option of {name}", key, fields))
+            chosen[key] = _convert(fields[key], text)
+        return cls(**chosen)
+
+    def discover(self, path: Iterable[str], package: str) -> None:
+        """Import every module of a package, so that its members register themselves."""
+        for module in sorted(pkgutil.iter_modules(path), key=lambda module: module.name):
+            importlib.import_module(f".{module.name}", package)
+
+
+def _convert(field: "dataclasses.Field[Any]", text: str) -> Any:
+    kind = type(field.default)
+    try:
+        if kind is bool:
+            return _BOOLEANS[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"Option {field.name}={text} is not a valid {kind.__name__}; "
+            f"the default is {field.default}."
+        ) from error

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run tells the world: frozen events through one sink."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins at ``step`` of ``total``; ``facts`` are plain values for the log."""
+
+    total: int
+    step: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One optimizer step is done. ``step`` counts from 1."""
+
+    step: int
+    total: int
+    loss: float
+    lr: float
+    grad_norm: float
+    s_per_step: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pictures sampled at ``step``, as ComfyUI image references (filename, subfolder, type)."""
+
+    step: int
+    images: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file was written; ``path`` is relative to the output folder."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know that does not end the run."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run is over: ``state`` is ``done``, ``finished`` (early, on request), ``interrupted`` or ``error``."""
+
+    state: str
+    text: str = ""
+
+
+Event: TypeAlias = Started | Progress | Sample | Saved | Warned | Ended
+Sink: TypeAlias = Callable[[Event], None]

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one training loop, blind to the algorithm.
+
+Batch, sigma, noise; D; residual; weight; backward; clip; step; events. The effective batch is cut
+into micro-batches whose losses are sums over samples divided by the effective batch, so every cut
+of it gives the same gradient.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from . import random
+from .data.order import Order
+from .denoiser import Denoiser
+from .events import Progress, Sink
+from .objectives import Objective
+from .optimizers import Optimizer
+from .plan import Plan
+from .state import State, optimizer_state, restore_optimizer
+
+
+class Data(Protocol):
+    """What the loop trains on, by the number of the picture."""
+
+    buckets: Sequence[Hashable]
+    priors: int
+
+    def latents(self, items: Sequence[int]) -> torch.Tensor:
+        """Clean latents ``[B, ...]`` fp32 on the training device."""
+
+    def cond(self, items: Sequence[int]) -> Any:
+        """What the denoiser is conditioned on for these pictures."""
+
+    def prior_cond(self, items: Sequence[int], prompts: Sequence[int]) -> Any:
+        """The same with the text replaced by prior prompts (numbers below ``priors``)."""
+
+
+class Trained(Protocol):
+    """The trainable part: named parameters, tensors for files, and an off switch."""
+
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]: ...
+    def tensors(self) -> Mapping[str, torch.Tensor]: ...
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None: ...
+    def off(self) -> contextlib.AbstractContextManager[None]: ...
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient is not a finite number; the step was not taken."""
+
+
+@dataclass
+class Loop:
+    """A run in progress.
+
+    ``poll`` is called before every micro-batch; it may raise to interrupt the run, and returns
+    True to end it after the step in hand as if it were done. ``after`` is called after every step,
+    and with 0 before the first one of a fresh run.
+    """
+
+    denoiser: Denoiser
+    data: Data
+    network: Trained
+    objective: Objective
+    optimizer: Optimizer
+    plan: Plan
+    sink: Sink = lambda event: None
+    poll: Callable[[], bool] = lambda: False
+    after: Callable[[int], None] = lambda step: None
+    step: int = field(default=0, init=False)
+    losses: list[float] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.plan.batch_size > len(self.data.buckets):
+            raise ValueError(
+                f"batch_size is {self.plan.batch_size} but the dataset has {len(self.data.buckets)} pictures; "
+                "lower batch_size or add pictures."
+            )
+        self.parameters = dict(self.network.parameters())
+        self.algorithm = self.optimizer.algorithm.build(list(self.parameters.values()))
+        self.order = Order(self.data.buckets, self.plan.effective_batch, self.plan.seed)
+        self.total = self.plan.total_steps or self.plan.steps
+
+    def resume(self, state: State) -> None:
+        """Continue from a state: its step, plan length, weights, optimizer and losses.
+
+        Raises:
+            ValueError: The state's seed or layers are not those of this run.
+        """
+        if state.seed != self.plan.seed:
+            raise ValueError(f"The state was trained with seed {state.seed}, not {self.plan.seed}; use the same seed.")
+        self.network.load(state.adapter)
+        restore_optimizer(self.algorithm, self.parameters, state.optimizer)
+        self.step, self.losses = state.step, list(state.losses)
+        self.total = self.plan.total_steps or max(state.total_steps, state.step + self.plan.steps)
+
+    def state(self) -> State:
+        """The present state, as a value."""
+        return State(
+            step=self.step,
+            total_steps=self.total,
+            seed=self.plan.seed,
+            adapter=dict(self.network.tensors()),
+            optimizer=optimizer_state(self.algorithm, self.parameters),
+            losses=tuple(self.losses),
+        )
+
+    def run(self) -> bool:
+        """Train ``plan.steps`` steps; False when ``poll`` ended them early.
+
+        Raises:
+            Diverged: A loss or gradient was not finite; the weights are those before that step.
+        """
+        last = self.step + self.plan.steps
+        if self.step == 0:
+            self.after(0)
+        while self.step < last:
+            started = time.perf_counter()
+            loss, stop = self._accumulate()
+            norm = self._update()
+            self.step += 1
+            self.losses.append(loss)
+            seconds = time.perf_counter() - started
+            self.sink(Progress(self.step, last, loss, self.optimizer.lr(self.step - 1, self.total), norm, seconds))
+            self.after(self.step)
+            if stop:
+                return False
+        return True
+
+    def _accumulate(self) -> tuple[float, bool]:
+        """Gradients of one effective batch; returns its loss."""
+        self.algorithm.zero_grad(set_to_none=True)
+        items = self.order.indices(self.step)
+        total, stop = 0.0, False
+        for slots in _micro_batches(len(items), self.plan.batch_size):
+            stop = self.poll() or stop
+            for loss in self._losses([items[slot] for slot in slots], slots):
+                loss = loss.sum() / len(items)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise Diverged(
+                        f"The loss is {value} at step {self.step + 1}. Lower the learning rate, or train in fp32."
+                    )
+                loss.backward()
+                total += value
+        return total, stop
+
+    def _losses(self, items: list[int], slots: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The loss of each sample ``[B]`` and, where it is preserved, of its prior."""
+        objective, denoiser, plan = self.objective, self.denoiser, self.plan
+        clean = self.data.latents(items)
+        u = random.uniform(plan.seed, self.step, slots, "sigma")
+        sigma = denoiser.nearest(objective.noise.quantile(u, denoiser).to(clean.device))
+        noise = random.normal(clean.shape[1:], plan.seed, self.step, slots).to(clean.device)
+        x = denoiser.add_noise(sigma, noise, clean)
+        yield objective.sample_loss(denoiser, x, sigma, self.data.cond(items), clean)
+        if objective.preserve > 0 and self.data.priors > 0:
+            draws = random.uniform(plan.seed, self.step, slots, "prior")
+            cond = self.data.prior_cond(items, (draws * self.data.priors).long().tolist())
+            with torch.no_grad(), self.network.off():
+                base = denoiser(x, sigma, cond).float()
+            yield objective.preserve * objective.sample_loss(denoiser, x, sigma, cond, base)
+
+    def _update(self) -> float:
+        """Clip, set the learning rate, step; returns the gradient's norm before clipping."""
+        untouched = [name for name, p in self.parameters.items() if p.grad is None]
+        if untouched:
+            raise RuntimeError(
+                f"{len(untouched)} of {len(self.parameters)} trained tensors got no gradient "
+                f"({', '.join(untouched[:3])} ...): the model does not use these layers; leave them out of blocks."
+            )
+        limit = self.plan.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), limit))
+        if not math.isfinite(norm):
+            raise Diverged(f"The gradient is {norm} at step {self.step + 1}. Lower the learning rate, or train in fp32.")
+        for group in self.algorithm.param_groups:
+            group["lr"] = self.optimizer.lr(self.step, self.total)
+        self.algorithm.step()
+        return norm
+
+
+def _micro_batches(slots: int, size: int) -> list[range]:
+    return [range(start, min(start + size, slots)) for start in range(0, slots, size)]

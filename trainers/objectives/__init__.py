@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objective: noise law, weight and metric over the residual of a denoiser.
+
+    loss = mean over the batch of  w(sigma) * mean(rho(r)),   r = (D(x; sigma) - y) / c_out(sigma)
+
+With w = 1 this is the usual eps-, v- or flow-MSE, and Karras' lambda(sigma) for EDM models (Karras
+et al. 2022, eq. 8 and Table 1; arXiv 2206.00364).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ...registry import Registry, check_limits, option
+from ..denoiser import Denoiser, c_out
+
+
+class NoiseLaw(Protocol):
+    """How sigma is drawn: a quantile function."""
+
+    def quantile(self, u: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:
+        """sigma ``[B]`` fp32 for uniform ``u`` ``[B]`` in [0, 1), fp64 on the CPU."""
+
+
+class Weight(Protocol):
+    """The factor of each sample's loss."""
+
+    def __call__(self, sigma: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:
+        """w ``[B]`` for sigma ``[B]``."""
+
+
+class Metric(Protocol):
+    """The penalty of the residual."""
+
+    def __call__(self, residual: torch.Tensor) -> torch.Tensor:
+        """rho(r), elementwise, same shape."""
+
+
+NOISE: Registry[NoiseLaw] = Registry("noise law")
+WEIGHTS: Registry[Weight] = Registry("weight")
+METRICS: Registry[Metric] = Registry("metric")
+
+from . import metrics, noise, weights  # noqa: E402  (they register in the families above)
+
+NOISE.discover(noise.__path__, noise.__name__)
+WEIGHTS.discover(weights.__path__, weights.__name__)
+METRICS.discover(metrics.__path__, metrics.__name__)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimized. ``preserve`` weighs the distance from the base model on other prompts."""
+
+    noise: NoiseLaw = NOISE.get("model")()
+    weight: Weight = WEIGHTS.get("one")()
+    metric: Metric = METRICS.get("l2")()
+    preserve: float = option(
+        1.0, "Weight of staying like the base model on prompts without the trigger; 0 is off and faster.", min=0.0
+    )
+    preserve_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+    def sample_loss(
+        self, denoiser: Denoiser, x: torch.Tensor, sigma: torch.Tensor, cond: Any, target: torch.Tensor
+    ) -> torch.Tensor:
+        """Loss of every sample ``[B]`` fp32 at the noised latents ``x`` ``[B, ...]``.
+
+        ``target`` is what D should give: the clean latents, or the base model's own D.
+        """
+        residual = (denoiser(x, sigma, cond).float() - target) / c_out(denoiser, sigma, x.ndim)
+        return self.metric(residual).flatten(1).mean(1) * self.weight(sigma, denoiser)

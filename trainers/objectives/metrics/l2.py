@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rho(r) = r^2."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .. import METRICS
+
+
+@METRICS.register("l2")
+@dataclass(frozen=True)
+class L2:
+    """Squared error."""
+
+    def __call__(self, residual: torch.Tensor) -> torch.Tensor:
+        """The square."""
+        return residual.square()

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW: decoupled weight decay (Loshchilov & Hutter 2019, Algorithm 2; arXiv 1711.05101)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...registry import check_limits, option
+from . import OPTIMIZERS
+
+
+@OPTIMIZERS.register("adamw")
+@dataclass(frozen=True)
+class AdamW:
+    """Settings of torch's own AdamW."""
+
+    lr: float = option(1e-4, "Peak learning rate.", min=0.0)
+    beta1: float = option(0.9, "Decay of the gradient's mean.", min=0.0, max=0.9999)
+    beta2: float = option(0.999, "Decay of the gradient's square.", min=0.0, max=0.99999)
+    weight_decay: float = option(0.01, "Pull towards zero, times the learning rate.", min=0.0)
+    eps: float = option(1e-8, "Added to the denominator.", min=0.0)
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+    def build(self, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """``torch.optim.AdamW``, fused."""
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(
+            list(parameters), lr=self.lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )

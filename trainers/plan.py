@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long, how large and how exactly a run trains."""
+
+from dataclasses import dataclass
+
+from ..registry import check_limits, option
+
+PRECISIONS = ("auto", "bf16", "fp32")
+CHECKPOINTING = ("auto", "on", "off")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of the loop. ``total_steps`` 0 means ``steps`` more than where the run starts."""
+
+    steps: int = option(500, "Optimizer steps to train.", min=1, max=10_000_000)
+    total_steps: int = option(
+        0, "Length of the whole plan that schedules refer to, when it is trained in parts.", min=0
+    )
+    batch_size: int = option(1, "Pictures in one forward pass.", min=1, max=4096)
+    accumulate: int = option(1, "Forward passes in one optimizer step.", min=1, max=4096)
+    seed: int = option(0, "Seed of everything drawn in the run.", min=0, max=2**64 - 1)
+    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 does not clip.", min=0.0)
+    precision: str = option("auto", "Precision of the frozen model's computations.", choices=PRECISIONS)
+    checkpointing: str = option(
+        "auto", "Recompute activations block by block to save memory.", choices=CHECKPOINTING
+    )
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+    @property
+    def effective_batch(self) -> int:
+        """Pictures in one optimizer step."""
+        return self.batch_size * self.accumulate
