@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared set-up: the pack as the package `graft`, and the tiers unit, comfy, server, gpu and slow.
 
-Unit tests import `graft.trainers...` and run without ComfyUI. A test marked `comfy` finds ComfyUI importable
-(import it inside the test, or call `tests.host.inprocess.start()` before such an import at module level).
-A test that takes the fixture `server` is marked `server` by itself. A missing host is a failure, not a skip.
+Unit tests import `graft.trainers...` and run without ComfyUI. A test marked `comfy` finds ComfyUI
+importable (import it inside the test, or call `tests.host.inprocess.start()` before such an import
+at module level). A test that takes the fixture `server` is marked `server` by itself. A missing host
+is a failure, not a skip.
 """
 
 import importlib.util

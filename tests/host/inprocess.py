@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a real ComfyUI importable in this process, on the CPU, with its folders in a temporary directory.
+"""Makes a real ComfyUI importable in this process, on the CPU, with temporary folders.
 
 `start()` is idempotent. It must run before anything imports `comfy`, `folder_paths` or `nodes`.
-`alias_pack()` makes the repository importable as the package `graft`, whatever the clone's folder is called,
-and takes it off sys.path (`python -m` puts it there), where `import nodes` has to mean ComfyUI's.
+`alias_pack()` makes the repository importable as the package `graft`, whatever the clone's folder is
+called, and takes it off sys.path (`python -m` puts it there): `import nodes` has to mean ComfyUI's.
 """
 
 import atexit
@@ -58,7 +58,8 @@ def start(device: str | None = None) -> Path:
     """Make ComfyUI importable; return its base directory.
 
     Args:
-        device: "cpu", or "cuda" to leave the choice to ComfyUI; default from GRAFT_TEST_DEVICE, else "cpu".
+        device: "cpu", or "cuda" to leave the choice to ComfyUI. The default is
+            GRAFT_TEST_DEVICE, else "cpu".
     """
     global _base
     if _base is not None:

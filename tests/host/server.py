@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts a real ComfyUI server with the pack in its custom_nodes, and drives it over HTTP and websocket.
+"""Starts a real ComfyUI server with the pack in custom_nodes; drives it over HTTP and websocket.
 
-    with ComfyServer(folder) as server:
-        entry = server.run(prompt)
-        picture = server.view(server.images(entry)[0])
+with ComfyServer(folder) as server:
+    entry = server.run(prompt)
+    picture = server.view(server.images(entry)[0])
 """
 
 import argparse
@@ -67,7 +67,7 @@ def free_port() -> int:
 
 
 def install_pack(custom_nodes: Path, copy: bool = False, pack: Path = ROOT) -> Path:
-    """Put the pack into ``custom_nodes`` as a link, or as a copy of what ships; return where it is."""
+    """Put the pack into ``custom_nodes``: a link, or a copy of what ships; return where it is."""
     target = custom_nodes / PACK_FOLDER
     if target.is_symlink():
         target.unlink()
@@ -387,7 +387,7 @@ class ComfyServer:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """All websocket messages so far: {"time", "type", "data"}; binary ones have type "binary"."""
+        """All websocket messages so far: {"time", "type", "data"}; the type may be "binary"."""
         return list(self._listener.messages) if self._listener else []
 
     def events_of(self, prompt_id: str, kind: str | None = None) -> list[dict[str, Any]]:
@@ -514,7 +514,9 @@ def serve(port: int, base: Path, device: str) -> int:
     with server:
         print(f"ComfyUI with Graft: {server.url}", flush=True)
         print(f"files: {server.base}   log: {server.log_path}", flush=True)
-        print("templates: Workflow > Browse Templates > graft-finetune.  Ctrl-C stops it.", flush=True)
+        print(
+            "templates: Workflow > Browse Templates > graft-finetune.  Ctrl-C stops it.", flush=True
+        )
         try:
             server.process.wait()  # type: ignore[union-attr]
         except KeyboardInterrupt:

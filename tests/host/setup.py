@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sets up .venv and .host/ComfyUI for tests, demo and benchmarks; run it with any Python 3.11.
 
-It is cached by a stamp and re-entrant: a second run returns at once, a broken download is tried again.
-COMFYUI_PATH uses that ComfyUI and its requirements instead of the one that is fetched.
+It is cached by a stamp and re-entrant: a second run returns at once, a broken download is tried
+again. COMFYUI_PATH uses that ComfyUI and its requirements instead of the one that is fetched.
 Standard library only.
 """
 
@@ -42,7 +42,9 @@ class SetupError(Exception):
 def main() -> int:
     """Set everything up unless it is there; print what is done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--force", action="store_true", help="install again even if nothing changed")
+    parser.add_argument(
+        "--force", action="store_true", help="install again even if nothing changed"
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing when nothing is to do")
     options = parser.parse_args()
     try:
@@ -156,11 +158,13 @@ def base_python() -> str:
     candidates += [shutil.which(name) or "" for name in ("python3.11", "python3", "python")]
     check = f"import sys, venv; sys.exit(sys.version_info[:2] != {PYTHON})"
     for candidate in candidates:
-        inside = bool(candidate) and VENV in Path(os.path.abspath(candidate)).parents
+        inside = bool(candidate) and VENV in Path(candidate).absolute().parents
         if candidate and not inside and succeeds([candidate, "-c", check]):
             return candidate
     wanted = ".".join(map(str, PYTHON))
-    raise SetupError(f"Python {wanted} is needed and was not found (looked for python3.11, python3)")
+    raise SetupError(
+        f"Python {wanted} is needed and was not found (looked for python3.11, python3)"
+    )
 
 
 def adopt(comfy: Path) -> bool:
@@ -276,7 +280,8 @@ def retry(command: list[str], message: str) -> None:
     """Run a command that needs the network, up to three times."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return run(command, message)
+            run(command, message)
+            return
         except SetupError:
             if attempt == ATTEMPTS:
                 raise

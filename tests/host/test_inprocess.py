@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The in-process host: on the CPU, in its own folders, and the pack's names do not shadow ComfyUI's."""
+"""The in-process host: on the CPU, in its own folders; the pack does not shadow ComfyUI's names."""
 
 import sys
 from pathlib import Path
