@@ -3,8 +3,8 @@
 
 Unit tests import `graft.trainers...` and run without ComfyUI. A test marked `comfy` finds ComfyUI
 importable (import it inside the test, or call `tests.host.inprocess.start()` before such an import
-at module level). A test that takes the fixture `server` is marked `server` by itself. A missing host
-is a failure, not a skip.
+at module level). A test that takes the fixture `server` is marked `server` by itself. A missing
+host is a failure, not a skip.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ def pytest_configure(config):
         import torch
     except ImportError as error:
         raise pytest.UsageError("torch is not installed here: run `make setup`") from error
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 
 
 def _tier(item) -> int:

@@ -146,7 +146,7 @@ def _check_relative(parts: tuple[str, ...], folder: str, node: ast.ImportFrom) -
 
 def _deferred(tree: ast.Module) -> set[int]:
     """Return the ids of the import statements that do not run when the module is imported."""
-    result = set()
+    result: set[int] = set()
     for node in ast.walk(tree):
         is_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         is_typing = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")

@@ -2,8 +2,8 @@
 """Makes a real ComfyUI importable in this process, on the CPU, with temporary folders.
 
 `start()` is idempotent. It must run before anything imports `comfy`, `folder_paths` or `nodes`.
-`alias_pack()` makes the repository importable as the package `graft`, whatever the clone's folder is
-called, and takes it off sys.path (`python -m` puts it there): `import nodes` has to mean ComfyUI's.
+`alias_pack()` makes the repository importable as the package `graft`, whatever the clone's folder
+is called, and takes it off sys.path (`python -m` puts it there): `import nodes` means ComfyUI's.
 """
 
 import atexit

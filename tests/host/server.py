@@ -93,7 +93,7 @@ class ComfyServer:
     """A ComfyUI server process with its own base directory.
 
     Args:
-        base: base directory (input/, output/, models/, ... are made in it); a temporary one by default.
+        base: base directory (input/, output/, ... are made in it); a temporary one by default.
         port: TCP port; a free one by default.
         device: "cpu", or "auto" for the GPU where there is one.
         copy_pack: copy what ships instead of linking the repository.

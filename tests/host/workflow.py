@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts a workflow as the browser saves it into the prompt that it sends, by /object_info.
 
-It follows the frontend's graphToPrompt: muted and bypassed nodes, reroutes, primitives, notes, widgets
-that were converted to inputs, and the hidden value of `control_after_generate`. Subgraphs are refused.
+It follows the frontend's graphToPrompt: muted and bypassed nodes, reroutes, primitives, notes,
+widgets that were converted to inputs, and the hidden value of `control_after_generate`. Subgraphs
+are refused.
 """
 
 import json
