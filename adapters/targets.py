@@ -78,10 +78,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     segments = [
         r"[^.]+(?:\.[^.]+)*" if segment == "*" else _glob(segment) for segment in pattern.strip(".").split(".")
     ]
-    return re.compile(r"(?:^|\.)" + r"\.".join(segments) + r"(?=\.|$)")
+    try:
+        return re.compile(r"(?:^|\.)" + r"\.".join(segments) + r"(?=\.|$)")
+    except re.error as error:
+        raise ValueError(f"The block pattern '{pattern}' is malformed: {error}.") from error
 
 
 def _glob(segment: str) -> str:
-    pieces = re.split(r"(\*|\?|\[[^\]]*\])", segment)
+    pieces = re.split(r"(\*|\?|\[[^\[\]]+\])", segment)
     known = {"*": "[^.]*", "?": "[^.]"}
     return "".join(known.get(p, p if p.startswith("[") else re.escape(p)) for p in pieces)

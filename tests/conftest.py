@@ -41,7 +41,7 @@ def pytest_configure(config):
         import torch
     except ImportError as error:
         raise pytest.UsageError("torch is not installed here: run `make setup`") from error
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 def _tier(item) -> int:
