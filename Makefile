@@ -33,6 +33,7 @@ test-unit: ready  ## the tests that need no ComfyUI
 lint: ready  ## ruff, mypy, pydoclint
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	@mkdir -p .mypy_cache/src && ln -sfn ../.. .mypy_cache/src/graft
 	$(RUN) -m mypy
 	$(RUN) -m pydoclint.main --quiet trainers loaders
 
