@@ -63,7 +63,7 @@ EXTENSIONS: tuple[str, ...] = tuple(
 """File name endings of pictures that can be read here, in lower case."""
 
 # So that a file of another kind never reaches a decoder such as EPS, which runs Ghostscript.
-_FORMATS = tuple(name for name, (codec, _) in _CODECS.items() if _has(codec)) + ("MPO",)
+_FORMATS = tuple(name for name, (codec, _) in _CODECS.items() if _has(codec))
 
 
 class ImageError(ValueError):
@@ -195,7 +195,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except PermissionError as error:
         raise ImageError(path.name, "may not be read: look at its permissions") from error
     except UnidentifiedImageError as error:
-        reason = f"is not a picture of a kind that is read here ({', '.join(_FORMATS[:-1])}), "
+        reason = f"is not a picture of a kind that is read here ({', '.join(_FORMATS)}), "
         raise ImageError(path.name, reason + "or its beginning is damaged") from error
     except Image.DecompressionBombError as error:
         raise ImageError(path.name, _too_large("its size")) from error
@@ -270,6 +270,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "TIFF":  # whether Pillow has swapped the sides depends on its version
+        image.load()
     width, height = image.size
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
