@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of a run as a picture, drawn with Pillow: raw and smoothed, readable at 640 x 360."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+INK, MUTED, GRID = (40, 44, 52), (110, 116, 128), (222, 226, 232)
+RAW, SMOOTH, PAPER = (173, 200, 232), (24, 95, 165), (255, 255, 255)
+_TICKS = 5
+
+
+def loss_plot(
+    losses: Sequence[float],
+    *,
+    first_step: int = 1,
+    width: int = 640,
+    height: int = 360,
+    title: str = "loss",
+) -> torch.Tensor:
+    """Draw losses over steps; values that are not finite are gaps.
+
+    Args:
+        losses: One a step.
+        first_step: Number of the first step.
+        width: Width of the picture in pixels.
+        height: Height of the picture in pixels.
+        title: Written at the top.
+
+    Returns:
+        IMAGE ``[1, height, width, 3]``, float32 in 0..1.
+    """
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(picture)
+    font = _font(max(11, height // 26))
+    box = (int(width * 0.11), int(height * 0.12), int(width * 0.97), int(height * 0.86))
+    last = first_step + max(len(losses) - 1, 1)
+    known = [loss for loss in losses if math.isfinite(loss)]
+    y_ticks = ticks(*_range(known))
+    low, high = y_ticks[0], y_ticks[-1]
+
+    def place(step: float, loss: float) -> tuple[float, float]:
+        x = box[0] + (step - first_step) / (last - first_step) * (box[2] - box[0])
+        return x, box[3] - (min(loss, high) - low) / (high - low) * (box[3] - box[1])
+
+    x_ticks = [t for t in ticks(first_step, last) if t == int(t) and first_step <= t <= last]
+    _axes(draw, box, place, x_ticks, y_ticks, font)
+    smooth = smoothed(losses)
+    _curve(draw, losses, place, first_step, RAW, 1)
+    _curve(draw, smooth, place, first_step, SMOOTH, 2)
+    _write(draw, (box[0], box[1] // 2), title, INK, font, "lm")
+    if known:
+        end = next(value for value in reversed(smooth) if math.isfinite(value))
+        said = f"last {losses[-1]:.4f}   smoothed {end:.4f}"
+        _write(draw, (box[2], box[1] // 2), said, SMOOTH, font, "rm")
+    pixels = np.asarray(picture, dtype=np.float32) / 255.0
+    with torch.inference_mode(False):
+        return torch.from_numpy(pixels.copy())[None]
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """An exponential mean over about a twentieth of the run, without a bias at its start."""
+    keep = 1.0 - 1.0 / max(1.0, min(50.0, len(losses) / 20))
+    total, weight, means = 0.0, 0.0, []
+    for loss in losses:
+        if math.isfinite(loss):
+            total, weight = keep * total + loss, keep * weight + 1.0
+            means.append(total / weight)
+        else:
+            means.append(math.nan)
+    return means
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers (1, 2, 5 times a power of ten) from at or below ``low`` to at or above ``high``."""
+    raw = (high - low) / _TICKS or 1.0
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
+    start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(start, max(stop, start + 1) + 1)]
+
+
+def _axes(
+    draw: Any, box: Any, place: Any, x_ticks: list[float], y_ticks: list[float], font: Any
+) -> None:
+    low = y_ticks[0]
+    for tick in y_ticks:
+        y = place(x_ticks[0], tick)[1]
+        draw.line([(box[0], y), (box[2], y)], fill=GRID)
+        _write(draw, (box[0] - 6, y), _label(tick, y_ticks), MUTED, font, "rm")
+    for tick in x_ticks:
+        x = place(tick, low)[0]
+        draw.line([(x, box[3]), (x, box[3] + 4)], fill=MUTED)
+        _write(draw, (x, box[3] + 7), f"{tick:.0f}", MUTED, font, "ma")
+    draw.line([(box[0], box[1]), (box[0], box[3]), (box[2], box[3])], fill=INK)
+    _write(draw, (box[2], box[3] + 22), "step", MUTED, font, "ra")
+
+
+def _range(known: list[float]) -> tuple[float, float]:
+    if not known:
+        return 0.0, 1.0
+    # A few spikes must not flatten the rest: the top is the 99th percentile of a long run.
+    top = sorted(known)[-1 - len(known) // 100]
+    low = min(0.0, min(known))
+    return low, top if top > low else low + 1.0
+
+
+def _label(tick: float, all_ticks: list[float]) -> str:
+    step = all_ticks[1] - all_ticks[0]
+    largest = max(abs(t) for t in all_ticks)
+    if largest >= 1e5 or largest < 1e-4:
+        return f"{tick:.1e}"
+    return f"{tick:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+
+
+def _curve(
+    draw: Any, values: Sequence[float], place: Any, first_step: int, color: Any, width: int
+) -> None:
+    run: list[tuple[float, float]] = []
+    for index, value in enumerate([*values, math.nan]):
+        if math.isfinite(value):
+            run.append(place(first_step + index, value))
+            continue
+        if len(run) > 1:
+            draw.line(run, fill=color, width=width, joint="curve")
+        elif run:
+            x, y = run[0]
+            draw.ellipse([x - width, y - width, x + width, y + width], fill=color)
+        run = []
+
+
+def _write(
+    draw: Any, at: tuple[float, float], text: str, fill: Any, font: Any, anchor: str
+) -> None:
+    try:
+        draw.text(at, text, fill=fill, font=font, anchor=anchor)
+    except ValueError:  # a bitmap font has no anchors
+        left = {"l": 0.0, "m": 0.5, "r": 1.0}[anchor[0]] * draw.textlength(text, font=font)
+        top = {"a": 0.0, "m": 0.5, "d": 1.0}[anchor[1]] * 11
+        draw.text((at[0] - left, at[1] - top), text, fill=fill, font=font)
+
+
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    try:
+        return ImageFont.load_default(size=size)
+    except TypeError:  # Pillow before 10.1
+        return ImageFont.load_default()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files to tensors to adapters and back."""

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA files: safetensors whose bytes depend on nothing but tensors and metadata.
+
+The safetensors library writes its metadata in the order of a randomly seeded hash map, so equal
+files would differ; the header is therefore written here, sorted (the format: eight bytes of length,
+a JSON header padded to eight bytes, the data).
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from ..adapters.file import AdapterFile
+
+MAX_HEADER_BYTES = 100_000_000
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def serialize(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes]:
+    """The bytes of a safetensors file, piece by piece.
+
+    Args:
+        tensors: Dense tensors of any shape by name, on any device.
+        metadata: Text by text.
+
+    Yields:
+        The header, then the data of each tensor.
+
+    Raises:
+        ValueError: There is nothing to write, a name is not text, or a tensor is on the meta
+            device, sparse or of a kind that the format has not.
+    """
+    if not tensors:
+        raise ValueError("There are no tensors to write.")
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+    # Wide elements first: every tensor then starts at a multiple of its element's size.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {}
+    if metadata:
+        header["__metadata__"] = {str(key): str(metadata[key]) for key in sorted(metadata)}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for name in order:
+        yield _bytes(tensors[name])
+
+
+def write(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file at ``path``; equal arguments give equal bytes.
+
+    Args:
+        path: The file; make it appear at once by a temporary name, see ``host/paths.py``.
+        tensors: Dense tensors by name.
+        metadata: Text by text.
+
+    Raises:
+        ValueError: As ``serialize``.
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    pieces = serialize(tensors, metadata)
+    first = next(pieces)
+    with path.open("wb") as file:
+        file.write(first)
+        for piece in pieces:
+            file.write(piece)
+
+
+def read(path: Path) -> AdapterFile:
+    """The tensors and metadata of a safetensors file, on the CPU; ``name`` is the file's stem.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file, cut off, or holds no tensors.
+    """
+    import safetensors
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file '{path.name}' in '{path.parent.name}'.")
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+            metadata = dict(file.metadata() or {})
+            with torch.inference_mode(False):
+                tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"'{path.name}' ({path.stat().st_size} bytes) is no safetensors file, or it is cut "
+            f"off: {error}. Save or download it again."
+        ) from error
+    if not tensors:
+        raise ValueError(f"'{path.name}' holds no tensors.")
+    return AdapterFile(tensors, metadata, path.stem)
+
+
+def ranks(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, float]]:
+    """Rank and alpha of every LoRA pair in ``tensors``, by the prefix of its keys.
+
+    Args:
+        tensors: ``<prefix>.lora_down.weight`` ``[r, in, ...]``, ``<prefix>.lora_up.weight``
+            ``[out, r, ...]`` and ``<prefix>.alpha`` ``[]``; alpha is the rank where it is absent.
+    """
+    suffix = ".lora_down.weight"
+    found = {}
+    for key, down in tensors.items():
+        if key.endswith(suffix):
+            prefix, rank = key.removesuffix(suffix), int(down.shape[0])
+            alpha = tensors.get(f"{prefix}.alpha")
+            found[prefix] = (rank, float(rank if alpha is None else alpha.item()))
+    return found
+
+
+def describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The metadata that tensors speak for: kohya's network keys and the hash of the data.
+
+    ``ss_network_dim`` and ``ss_network_alpha`` are ``Dynamic`` where layers differ, as the tools
+    that resize LoRA files write it.
+    """
+    pairs = list(ranks(tensors).values())
+    is_conv = any(k.endswith("lora_down.weight") and v.dim() > 2 for k, v in tensors.items())
+    dims, alphas = {rank for rank, _ in pairs}, {alpha for _, alpha in pairs}
+    conv = {"conv_dim": str(*dims), "conv_alpha": _number(*alphas)} if is_conv else {}
+    same = len(dims) == 1 and len(alphas) == 1
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(*dims) if len(dims) == 1 else "Dynamic",
+        "ss_network_alpha": _number(*alphas) if len(alphas) == 1 else "Dynamic",
+        "ss_network_args": json.dumps(conv if same else {}, sort_keys=True),
+        "sshs_model_hash": data_hash(tensors),
+    }
+
+
+def data_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of what follows the header in the file: the model hash of the kohya tools."""
+    digest = hashlib.sha256()
+    pieces = serialize(tensors)
+    next(pieces)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def _check(name: str, tensor: torch.Tensor) -> None:
+    if not isinstance(name, str) or name == "__metadata__":
+        raise ValueError(f"{name!r} cannot be the name of a tensor.")
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise ValueError(f"'{name}' has no plain values to write (a meta or sparse tensor).")
+    if tensor.dtype not in _DTYPES:
+        raise ValueError(f"'{name}' is {tensor.dtype}, which safetensors files do not hold.")
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
