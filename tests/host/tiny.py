@@ -229,3 +229,53 @@ def sample(
             disable_pbar=True,
             seed=seed,
         ).clone()
+
+
+class Attached:
+    """Plain low-rank adapters on every linear and convolution layer, by replaced forwards."""
+
+    def __init__(
+        self, network: torch.nn.Module, *, rank: int = 2, seed: int = 7, dropout: float = 0.0
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        self.parameters: list[torch.Tensor] = []
+        self._modules: list[torch.nn.Module] = []
+        for name, module in network.named_modules():
+            weight = getattr(module, "weight", None)
+            if weight is None or weight.ndim not in (2, 4) or "embedding" in name:
+                continue
+            with torch.inference_mode(False):
+                down = torch.randn((rank, *weight.shape[1:]), generator=generator)
+                up = torch.randn((weight.shape[0], rank), generator=generator)
+                pair = [0.1 * down / down[0].numel() ** 0.5, 0.1 * up]
+                pair = [p.to(weight.device).requires_grad_() for p in pair]
+            self.parameters += pair
+            self._modules.append(module)
+            module.forward = _low_rank(module, *pair, dropout)
+
+    def remove(self) -> None:
+        for module in self._modules:
+            del module.forward
+
+    def gradients(self) -> list[torch.Tensor | None]:
+        out = [p.grad for p in self.parameters]
+        for p in self.parameters:
+            p.grad = None
+        return out
+
+
+def _low_rank(module, down, up, dropout):
+    functional = torch.nn.functional
+    forward = module.forward
+
+    def low_rank(x, *args, **kwargs):
+        y = forward(x, *args, **kwargs)
+        h = functional.dropout(x.to(down.dtype), dropout)
+        if down.ndim == 2:
+            h = functional.linear(functional.linear(h, down), up)
+        else:
+            h = functional.conv2d(h, down, None, module.stride, module.padding)
+            h = functional.conv2d(h, up[:, :, None, None])
+        return y + h.to(y.dtype)
+
+    return low_rank

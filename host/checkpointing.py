@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient checkpointing by block: a block's activations are computed again in the backward pass.
+
+Blocks are found by structure: residual and transformer blocks of a UNet, entries of the block lists of a DiT.
+The forward of a block is replaced on the instance; adapters sit on layers inside, so they may come before or
+after. Chen et al. 2016 (arXiv 1604.06174); recomputation is torch's `checkpoint(use_reentrant=False)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def find_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
+    """Return the modules that are checkpointed, in the model's order, none inside another.
+
+    Args:
+        diffusion_model: the network of any ComfyUI model.
+
+    Raises:
+        ValueError: the network has no blocks that this function knows.
+    """
+    if hasattr(diffusion_model, "input_blocks") and hasattr(diffusion_model, "output_blocks"):
+        found = list(_unet_blocks(diffusion_model))
+    else:
+        found = list(_listed_blocks(diffusion_model))
+    if not found:
+        raise ValueError(
+            f"gradient checkpointing found no blocks in {type(diffusion_model).__name__}: "
+            "turn gradient checkpointing off for this model"
+        )
+    return found
+
+
+class Checkpointing:
+    """Switches gradient checkpointing of one network on and off.
+
+    Args:
+        diffusion_model: the network; nothing is changed until `on`.
+    """
+
+    def __init__(self, diffusion_model: nn.Module):
+        self._model = diffusion_model
+        self._installed: list[_Recomputed] = []
+
+    @property
+    def is_on(self) -> bool:
+        """Whether blocks are recomputed now."""
+        return bool(self._installed)
+
+    def on(self) -> None:
+        """Checkpoint every block; a second call does nothing.
+
+        Raises:
+            ValueError: the network has no blocks.
+        """
+        if not self._installed:
+            self._installed = [_Recomputed(block) for block in find_blocks(self._model)]
+
+    def off(self) -> None:
+        """Give every block its own forward back; a second call does nothing."""
+        for wrapper in self._installed:
+            wrapper.remove()
+        self._installed = []
+
+
+def _unet_blocks(unet: nn.Module) -> Iterator[nn.Module]:
+    sequences = [*unet.input_blocks, getattr(unet, "middle_block", None), *unet.output_blocks]
+    for sequence in sequences:
+        # The host never calls these sequences: it walks through their layers.
+        for layer in sequence if sequence is not None else ():
+            if hasattr(layer, "transformer_blocks"):
+                yield from layer.transformer_blocks
+                yield from getattr(layer, "time_stack", ())
+            elif _weighty(layer):
+                yield layer
+
+
+def _listed_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            for entry in child:
+                if isinstance(entry, nn.ModuleList):
+                    yield from _listed_blocks(nn.ModuleList([entry]))
+                elif _weighty(entry):
+                    yield entry
+                else:
+                    yield from _listed_blocks(entry)
+        else:
+            yield from _listed_blocks(child)
+
+
+def _weighty(module: nn.Module) -> bool:
+    """At least two layers with a weight matrix: worth computing twice."""
+    return sum(1 for m in module.modules() if getattr(m, "weight", None) is not None) >= 2 and any(
+        True for _ in module.children()
+    )
+
+
+class _Recomputed:
+    """The replaced forward of one block."""
+
+    def __init__(self, block: nn.Module):
+        self._block = block
+        self._had = block.__dict__.get("forward")
+        self._forward: Callable[..., Any] = block.forward
+        self._is_active = True
+        self._copies: bool | None = None  # whether the block writes to its inputs; None = unknown
+        block.forward = self
+
+    def remove(self) -> None:
+        self._is_active = False
+        if self._block.__dict__.get("forward") is not self:
+            return  # something was attached on top: stay below it as a plain pass-through
+        if self._had is None:
+            del self._block.forward
+        else:
+            self._block.forward = self._had
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self._is_active and torch.is_grad_enabled()):
+            return self._forward(*args, **kwargs)
+        names = list(kwargs)
+        values = (*args, *kwargs.values())
+        # The host rewrites the dicts among the arguments from block to block.
+        saved = {i: dict(v) for i, v in enumerate(values) if isinstance(v, dict)}
+        is_first = True
+
+        def run(*values: Any) -> Any:
+            nonlocal is_first
+            if not is_first:
+                values = tuple(dict(saved[i]) if i in saved else v for i, v in enumerate(values))
+            is_first = False  # the first time the host may read what the block leaves in its dicts
+            split = len(values) - len(names)
+            return self._run(values[:split], dict(zip(names, values[split:], strict=True)))
+
+        # Everything by position: torch saves the generators only of devices it sees there.
+        return checkpoint(run, *values, use_reentrant=False)
+
+    def _run(self, args: tuple, kwargs: dict) -> Any:
+        """Run the block on copies of inputs that it would overwrite: the recomputation needs them."""
+        if self._copies is False:
+            return self._forward(*args, **kwargs)
+        args = tuple(_clone(a) for a in args)
+        kwargs = {k: _clone(v) for k, v in kwargs.items()}
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+        versions = [t._version for t in tensors]
+        out = self._forward(*args, **kwargs)
+        if self._copies is None:
+            self._copies = any(t._version != v for t, v in zip(tensors, versions, strict=True))
+        return out
+
+
+def _clone(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
