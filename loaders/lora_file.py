@@ -149,13 +149,14 @@ def describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     pairs = list(ranks(tensors).values())
     is_conv = any(k.endswith("lora_down.weight") and v.dim() > 2 for k, v in tensors.items())
     dims, alphas = {rank for rank, _ in pairs}, {alpha for _, alpha in pairs}
-    conv = {"conv_dim": str(*dims), "conv_alpha": _number(*alphas)} if is_conv else {}
-    same = len(dims) == 1 and len(alphas) == 1
+    dim = str(min(dims)) if len(dims) == 1 else "Dynamic"
+    alpha = f"{min(alphas):g}" if len(alphas) == 1 else "Dynamic"
+    conv = {"conv_dim": dim, "conv_alpha": alpha} if is_conv else {}
     return {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(*dims) if len(dims) == 1 else "Dynamic",
-        "ss_network_alpha": _number(*alphas) if len(alphas) == 1 else "Dynamic",
-        "ss_network_args": json.dumps(conv if same else {}, sort_keys=True),
+        "ss_network_dim": dim,
+        "ss_network_alpha": alpha,
+        "ss_network_args": json.dumps(conv, sort_keys=True),
         "sshs_model_hash": data_hash(tensors),
     }
 
@@ -168,10 +169,6 @@ def data_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
-
-
-def _number(value: float) -> str:
-    return f"{value:g}"
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run history: sequence numbers, catching up, restarts, wishes, the disk, and the routes over HTTP."""
+
+import asyncio
+import json
+import shutil
+import threading
+
+import pytest
+
+pytestmark = pytest.mark.comfy
+
+RUN = "00aa11bb22cc33dd"
+
+
+@pytest.fixture(autouse=True)
+def clean(comfy):
+    yield
+    shutil.rmtree(comfy / "output" / "graft", ignore_errors=True)
+
+
+@pytest.fixture
+def sent(comfy, monkeypatch):
+    """Messages that the browser would get, in order."""
+    from graft.host import runs
+
+    class Server:
+        def send_sync(self, event, data, sid=None):
+            messages.append((event, json.loads(json.dumps(data, allow_nan=False)), sid))
+
+    messages: list = []
+    monkeypatch.setattr(runs, "prompt_server", Server)
+    return messages
+
+
+@pytest.fixture
+def store(sent):
+    from graft.host.runs import Runs
+
+    return Runs()
+
+
+def row(step: int, loss: float = 0.5) -> tuple:
+    return (step, loss, 1e-4, 1.0, 0.1)
+
+
+def apply(view: dict | None, message: dict) -> dict:
+    """What a browser does with a live message."""
+    if message["kind"] == "start":
+        view = {"points": [], "events": [], "state": "running"}
+    view["seq"] = message["seq"]
+    view["points"] += message.get("points", [])
+    if message["kind"] not in ("progress", "start"):
+        view["events"].append(message["kind"])
+    if message["kind"] == "ended":
+        view["state"] = message["state"]
+    return view
+
+
+def test_live_messages_and_a_snapshot_tell_the_same_story(store, sent):
+    store.start(RUN, node="7:5", prompt_id="p", workflow_id="w", total=4, facts={"lr": 1e-4})
+    store.add(RUN, "progress", [row(1), row(2)])
+    store.add(RUN, "sample", [row(3)], step=3, images=({"filename": "a.png"},))
+    store.add(RUN, "ended", [row(4)], state="done", text="")
+    view = None
+    for _, message, _ in sent:
+        view = apply(view, message)
+    whole = store.since(RUN)
+    assert [p[1:] for p in whole["points"]] == view["points"]
+    assert [e["kind"] for e in whole["events"]] == view["events"] == ["sample", "ended"]
+    assert whole["seq"] == view["seq"] == 4
+    assert whole["state"] == view["state"] == "done"
+    assert [m["seq"] for _, m, _ in sent] == [1, 2, 3, 4]
+    assert {(e, sid) for e, _, sid in sent} == {("graft.run", None)}
+    wanted = {"v": 1, "run": RUN, "node": "7:5", "prompt_id": "p", "workflow_id": "w", "total": 4}
+    assert all(m.items() >= wanted.items() for _, m, _ in sent)
+    assert sent[1][1]["step"] == 2
+    assert sent[1][1]["loss"] == 0.5
+    assert sent[1][1]["s_per_step"] == 0.1
+
+
+def test_a_client_asks_for_what_it_missed(store, sent):
+    store.start(RUN, total=9)
+    for step in range(1, 6):
+        store.add(RUN, "progress", [row(step)])
+    late = store.since(RUN, 3)
+    assert [p[1] for p in late["points"]] == [3, 4, 5]
+    assert not late["reset"]
+    assert store.since(RUN, 6)["points"] == []
+    ahead = store.since(RUN, 99)  # the client knows a longer story: another server's
+    assert ahead["reset"]
+    assert len(ahead["points"]) == 5
+
+
+def test_a_run_that_starts_again_goes_on_counting_and_keeps_what_is_before(store, sent):
+    store.start(RUN, total=6)
+    store.add(RUN, "progress", [row(1), row(2), row(3), row(4)])
+    again = store.start(RUN, total=6, step=3)
+    assert again["seq"] == 3
+    caught_up = store.since(RUN, 2)
+    assert caught_up["reset"]
+    assert [p[1] for p in caught_up["points"]] == [1, 2, 3]
+    store.start(RUN, total=6)
+    assert store.since(RUN)["points"] == []
+
+
+def test_numbers_that_json_has_not_become_null(store, sent):
+    from graft.host.runs import finite
+
+    store.start(RUN, total=1)
+    store.add(RUN, "progress", [row(1, float("nan"))])
+    assert sent[-1][1]["loss"] is None
+    assert finite({"a": (1, float("inf"), True, None, "x"), 3: {2.0}}) == {
+        "a": [1, None, True, None, "x"],
+        "3": [2.0],
+    }
+
+
+def test_the_oldest_run_is_forgotten_but_not_on_disk(store, sent):
+    ids = [f"{i:016x}" for i in range(1, 19)]
+    store.start(ids[0], total=1)
+    store.add(ids[0], "ended", [row(1)], state="done", text="")
+    path = store.write(ids[0])
+    for run in ids[1:]:
+        store.start(run, total=1)
+    assert [head["run"] for head in store.heads()] == ids[2:]
+    assert path.name == "run.json"
+    assert store.since(ids[0])["state"] == "done"
+    assert [p[1] for p in store.since(ids[0])["points"]] == [1]
+    assert store.since(ids[1]) is None
+    with pytest.raises(KeyError):
+        store.add(ids[0], "progress", [row(2)])
+
+
+def test_a_run_on_disk_goes_on_after_a_restart_of_the_server(store, sent):
+    from graft.host.runs import Runs
+
+    store.start(RUN, total=6)
+    store.add(RUN, "progress", [row(1), row(2)])
+    store.add(RUN, "ended", state="interrupted", text="")
+    store.write(RUN)
+    reborn = Runs()
+    assert reborn.since(RUN)["state"] == "interrupted"
+    assert reborn.ask(RUN, "finish") == "interrupted"
+    assert reborn.start(RUN, total=6, step=2)["seq"] == 4
+    assert [p[1] for p in reborn.since(RUN)["points"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"run": 3}', "nonsense", '{"run": "00aa11bb22cc33de"}']
+)
+def test_a_damaged_file_is_no_run(store, sent, text):
+    from graft.host import paths
+
+    run = "00aa11bb22cc33de"
+    (paths.run_folder(run) / "run.json").write_text(text, encoding="utf-8")
+    assert store.since(run) is None
+    assert store.start(run, total=1)["seq"] == 1
+
+
+def test_wishes(store, sent):
+    assert store.ask(RUN[::-1], "finish") is None
+    store.start(RUN, total=2)
+    assert not store.wants_finish(RUN)
+    assert not store.wants_save(RUN)
+    assert store.ask(RUN, "save") == store.ask(RUN, "finish") == "running"
+    assert [store.wants_save(RUN), store.wants_save(RUN)] == [True, False]
+    assert [store.wants_finish(RUN), store.wants_finish(RUN)] == [True, True]
+    store.start(RUN, total=2)
+    assert not store.wants_finish(RUN)
+    store.add(RUN, "ended", state="done", text="")
+    assert store.ask(RUN, "finish") == "done"
+    assert not store.wants_finish(RUN)
+
+
+def test_many_threads_lose_nothing(store, sent):
+    store.start(RUN, total=400)
+    errors = []
+
+    def work(first: int) -> None:
+        try:
+            for step in range(first, first + 100):
+                store.add(RUN, "progress", [row(step)])
+                store.since(RUN, step)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i * 100,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert sorted(p[1] for p in store.since(RUN)["points"]) == list(range(400))
+    assert [m["seq"] for _, m, _ in sent] == list(range(1, 402))
+
+
+def test_a_server_that_is_closing_does_not_matter(comfy, monkeypatch):
+    from graft.host import runs
+
+    class Closing:
+        def send_sync(self, *args):
+            raise RuntimeError("Event loop is closed")
+
+    monkeypatch.setattr(runs, "prompt_server", Closing)
+    store = runs.Runs()
+    assert store.start(RUN, total=1)["seq"] >= 1
+
+
+class Routed:
+    """As much of the host's server as the routes need."""
+
+    def __init__(self):
+        from aiohttp import web
+
+        self.routes = web.RouteTableDef()
+
+    def send_sync(self, *args):
+        pass
+
+
+async def _talk(server, calls):
+    from aiohttp import web
+    from aiohttp.test_utils import TestClient, TestServer
+
+    app = web.Application()
+    app.add_routes(server.routes)
+    answers = []
+    async with TestClient(TestServer(app)) as client:
+        for method, path in calls:
+            async with client.request(method, path) as answer:
+                is_json = answer.content_type == "application/json"
+                answers.append((answer.status, await answer.json() if is_json else None))
+    return answers
+
+
+@pytest.fixture
+def routed(comfy, monkeypatch):
+    from graft.host import routes, runs
+
+    server = Routed()
+    monkeypatch.setattr(routes, "prompt_server", lambda: server)
+    monkeypatch.setattr(runs, "prompt_server", lambda: server)
+    monkeypatch.setattr(routes, "RUNS", runs.Runs())
+    assert routes.register()
+    return server
+
+
+def test_routes_are_added_once(routed):
+    from graft.host import routes
+
+    count = len(list(routed.routes))
+    assert routes.register()
+    assert len(list(routed.routes)) == count == 4
+
+
+def test_no_server_no_routes(comfy, monkeypatch):
+    from graft.host import routes
+
+    monkeypatch.setattr(routes, "prompt_server", lambda: None)
+    assert routes.register() is False
+
+
+def test_routes_answer(routed):
+    from graft.host import routes
+
+    routes.RUNS.start(RUN, total=3)
+    routes.RUNS.add(RUN, "progress", [row(1), row(2)])
+    calls = [
+        ("GET", "/graft/runs"),
+        ("GET", f"/graft/runs/{RUN}"),
+        ("GET", f"/graft/runs/{RUN}?since=2"),
+        ("POST", f"/graft/runs/{RUN}/save"),
+        ("POST", f"/graft/runs/{RUN}/finish"),
+        ("GET", f"/graft/runs/{RUN}/finish"),
+        ("GET", f"/graft/runs/{RUN}?since=-1"),
+        ("GET", f"/graft/runs/{RUN}?since=x"),
+        ("GET", f"/graft/runs/{'f' * 16}"),
+        ("POST", f"/graft/runs/{'f' * 16}/finish"),
+        ("GET", "/graft/runs/..%2F..%2Fetc"),
+        ("POST", "/graft/runs/..%2F..%2Fx/save"),
+        ("GET", f"/graft/runs/{RUN.upper()}"),
+    ]
+    answers = asyncio.run(_talk(routed, calls))
+    assert [status for status, _ in answers] == [
+        200, 200, 200, 200, 200, 405, 400, 400, 404, 404, 404, 404, 404,
+    ]  # fmt: skip
+    assert answers[0][1][0]["run"] == RUN
+    assert [p[1] for p in answers[1][1]["points"]] == [1, 2]
+    assert answers[2][1]["points"] == []
+    assert routes.RUNS.wants_save(RUN)
+    assert routes.RUNS.wants_finish(RUN)
+    routes.RUNS.add(RUN, "ended", state="done", text="")
+    assert asyncio.run(_talk(routed, [("POST", f"/graft/runs/{RUN}/finish")]))[0][0] == 409
