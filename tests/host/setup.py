@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
 HOST = ROOT / ".host"
 STAMP = VENV / "graft-setup.json"
+INSTALLING = VENV / "graft-installing"  # is there while pip writes, and after it was killed
 LOCK = ROOT / ".host" / "setup.lock"
 LOG = ROOT / ".host" / "setup.log"
 LOCK_STALE_S = 3600
@@ -137,14 +138,22 @@ def venv_python() -> Path:
 def make_venv() -> None:
     """Create .venv unless a working one of the right version is there."""
     check = f"import sys, pip; assert sys.version_info[:2] == {PYTHON}"
-    if venv_python().is_file() and succeeds([str(venv_python()), "-c", check]):
+    whole = venv_python().is_file() and not INSTALLING.exists()
+    if whole and succeeds([str(venv_python()), "-c", check]):
         return
     python = base_python()
     if VENV.exists():
-        say(f"{relative(VENV)} is broken or of another Python: making a new one")
+        say(f"{relative(VENV)} is half-made, broken or of another Python: making a new one")
         shutil.rmtree(VENV)
-    hint = "on Debian or Ubuntu: apt-get install python3.11-venv"
-    run([python, "-m", "venv", str(VENV)], f"{python} cannot make a virtual environment ({hint})")
+    try:
+        run([python, "-m", "venv", str(VENV)], "python -m venv failed")
+    except SetupError:  # Debian's Python has no ensurepip of its own: borrow the system's pip
+        shutil.rmtree(VENV, ignore_errors=True)
+        hint = "on Debian or Ubuntu: apt-get install python3.11-venv"
+        message = f"{python} cannot make a virtual environment with pip ({hint})"
+        run([python, "-m", "venv", "--without-pip", str(VENV)], message)
+        into = ("-m", "pip", "--python", str(venv_python()), "install", "pip>=24")
+        run([python, *into], message)
     pip("install", "--upgrade", "pip>=24")
 
 
@@ -190,7 +199,13 @@ def adopt(comfy: Path) -> bool:
 def pip(*arguments: str) -> None:
     """Run the environment's pip, up to three times."""
     command = [str(venv_python()), "-m", "pip", "--disable-pip-version-check", *arguments]
-    retry(command, f"pip {arguments[0]} failed")
+    INSTALLING.touch()
+    try:
+        retry(command, f"pip {arguments[0]} failed")
+    except SetupError:
+        INSTALLING.unlink()  # pip said so itself: it left nothing half-written
+        raise
+    INSTALLING.unlink()
 
 
 # The host
