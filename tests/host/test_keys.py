@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For the real layouts, without memory: ComfyUI takes the key of every layer that can be trained."""
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.comfy
+
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_temporal_attention": False,
+    "use_temporal_resblock": False,
+}
+CONFIGS = {
+    "SD15": UNET
+    | {
+        "num_res_blocks": [2, 2, 2, 2],
+        "channel_mult": [1, 2, 4, 4],
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        "transformer_depth_middle": 1,
+        "use_linear_in_transformer": False,
+        "adm_in_channels": None,
+        "context_dim": 768,
+        "num_heads": 8,
+    },
+    "SDXL": UNET
+    | {
+        "num_res_blocks": [2, 2, 2],
+        "channel_mult": [1, 2, 4],
+        "transformer_depth": [0, 0, 2, 2, 10, 10],
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+        "transformer_depth_middle": 10,
+        "use_linear_in_transformer": True,
+        "num_classes": "sequential",
+        "adm_in_channels": 2816,
+        "context_dim": 2048,
+        "num_head_channels": 64,
+    },
+    "SD3": {
+        "in_channels": 16,
+        "out_channels": 16,
+        "patch_size": 2,
+        "depth": 24,
+        "input_size": None,
+        "adm_in_channels": 2048,
+        "context_embedder_config": {
+            "target": "torch.nn.Linear",
+            "params": {"in_features": 4096, "out_features": 1536},
+        },
+        "num_patches": 36864,
+        "pos_embed_max_size": 192,
+        "pos_embed_scaling_factor": None,
+        "qk_norm": None,
+        "x_block_self_attn_layers": [],
+    },
+    "Flux": {
+        "image_model": "flux",
+        "in_channels": 16,
+        "out_channels": 16,
+        "vec_in_dim": 768,
+        "context_in_dim": 4096,
+        "hidden_size": 3072,
+        "mlp_ratio": 4.0,
+        "num_heads": 24,
+        "depth": 19,
+        "depth_single_blocks": 38,
+        "axes_dim": [16, 56, 56],
+        "theta": 10000,
+        "patch_size": 2,
+        "qkv_bias": True,
+        "guidance_embed": True,
+    },
+}
+# Transformer blocks (16 in SD 1.5, 70 in SDXL) times q, k, v and out of self- and cross-attention.
+ATTENTION_LAYERS = {"SD15": 16 * 8, "SDXL": 70 * 8}
+
+
+def build(name: str):
+    import comfy.ldm.flux.model
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = dict(CONFIGS[name])
+    if name == "Flux" and "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:
+        config["txt_ids_dims"] = []
+    made = getattr(comfy.supported_models, name)(config)
+    made.set_inference_dtype(torch.bfloat16, None)
+    with torch.device("meta"):
+        model = made.get_model({}, "", device="meta")
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def weights_of(module: torch.nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of ``up`` and ``down`` of rank 4."""
+    if hasattr(module, "in_features"):
+        return (module.out_features, 4), (4, module.in_features)
+    kernel = tuple(module.kernel_size)
+    return (module.out_channels, 4, *[1] * len(kernel)), (4, module.in_channels, *kernel)
+
+
+def fake_lora(root: torch.nn.Module, names) -> dict[str, torch.Tensor]:
+    lora = {}
+    for name in names:
+        up, down = weights_of(root.get_submodule(name))
+        lora[f"diffusion_model.{name}.lora_up.weight"] = torch.empty(up, device="meta")
+        lora[f"diffusion_model.{name}.lora_down.weight"] = torch.empty(down, device="meta")
+        lora[f"diffusion_model.{name}.alpha"] = torch.tensor(4.0)
+    return lora
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_trained_key_is_taken_and_none_is_left_over(name):
+    import comfy.lora
+
+    from graft.adapters.targets import targets
+    from graft.host import result
+
+    patcher = build(name)
+    root = patcher.model.diffusion_model
+    assert all(p.is_meta for p in root.parameters())
+    chosen = targets(root, "all")
+    matrices = {
+        key.removesuffix(".weight")
+        for key, weight in root.state_dict().items()
+        if key.endswith(".weight") and weight.ndim in (2, 4)
+    }
+    assert set(chosen) == matrices
+
+    lora = fake_lora(root, chosen)
+    patched, report = result.apply(patcher, lora)
+    assert report.complete
+    assert report.total == 3 * len(chosen)
+    assert (report.unmatched, report.misshapen, report.relative_change) == ((), (), None)
+    assert set(patched.patches) == {f"diffusion_model.{n}.weight" for n in chosen}
+
+    key_map = comfy.lora.model_lora_keys_unet(patcher.model, {})
+    loaded = comfy.lora.load_lora(lora, key_map)
+    taken = set().union(*(adapter.loaded_keys for adapter in loaded.values()))
+    assert taken == set(lora)
+    assert len(loaded) == len(chosen)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("blocks", ["attention", "cross-attention"])
+def test_presets_choose_attention(name, blocks):
+    from graft.adapters.targets import targets
+
+    root = build(name).model.diffusion_model
+    if blocks == "cross-attention" and name in ("SD3", "Flux"):
+        with pytest.raises(ValueError, match="matches no layer"):
+            targets(root, blocks)
+        return
+    chosen = targets(root, blocks)
+    assert set(chosen) < set(targets(root, "all"))
+    if name in ATTENTION_LAYERS:
+        assert len(chosen) == ATTENTION_LAYERS[name] // (2 if blocks == "cross-attention" else 1)
