@@ -19,7 +19,9 @@ from .targets import targets
 class Attached:
     """The layers of one network on one model. ``remove()`` restores every forward."""
 
-    def __init__(self, root: nn.Module, network: Network, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, root: nn.Module, network: Network, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.network = network
         self.enabled = True
         self.layers: dict[str, Layer] = {}
@@ -38,7 +40,9 @@ class Attached:
 
     def _install(self, module: nn.Module, layer: Layer) -> None:
         if "forward" in module.__dict__:
-            raise RuntimeError("Another adapter is attached to this model already; remove it first.")
+            raise RuntimeError(
+                "Another adapter is attached to this model already; remove it first."
+            )
         module.forward = _adapted(self, module.forward, layer)  # type: ignore[method-assign]
         self._modules.append(module)
 
@@ -49,7 +53,11 @@ class Attached:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by ``<module>.<parameter>``."""
-        return {f"{name}.{key}": value for name, layer in self.layers.items() for key, value in layer.named_parameters()}
+        return {
+            f"{name}.{key}": value
+            for name, layer in self.layers.items()
+            for key, value in layer.named_parameters()
+        }
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
@@ -77,9 +85,13 @@ class Attached:
         """
         grouped: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self.layers}
         for key, value in tensors.items():
-            owner = next((name for name in _owners(key.removeprefix(prefix)) if name in grouped), None)
+            owner = next(
+                (name for name in _owners(key.removeprefix(prefix)) if name in grouped), None
+            )
             if owner is None:
-                raise ValueError(f"The state trains {key}, which the present block selection does not.")
+                raise ValueError(
+                    f"The state trains {key}, which the present block selection does not."
+                )
             grouped[owner][key.removeprefix(f"{prefix}{owner}.")] = value
         for name, group in grouped.items():
             try:
@@ -94,7 +106,9 @@ def _owners(key: str) -> Iterator[str]:
         yield key
 
 
-def _adapted(attached: Attached, base: Callable[..., torch.Tensor], layer: Layer) -> Callable[..., torch.Tensor]:
+def _adapted(
+    attached: Attached, base: Callable[..., torch.Tensor], layer: Layer
+) -> Callable[..., torch.Tensor]:
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         y = base(x, *args, **kwargs)
         return layer(x, y) if attached.enabled else y

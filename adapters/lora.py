@@ -22,10 +22,15 @@ from .targets import kind
 class LoRA:
     """Settings of a LoRA network."""
 
-    rank: int = option(16, "Inner dimension: larger learns more and makes a larger file.", min=1, max=4096)
-    alpha: float = option(0.0, "Scale numerator: dW is multiplied by alpha / rank. 0 means the rank.", min=0.0)
+    rank: int = option(
+        16, "Inner dimension: larger learns more and makes a larger file.", min=1, max=4096
+    )
+    alpha: float = option(
+        0.0, "Scale numerator: dW is multiplied by alpha / rank. 0 means the rank.", min=0.0
+    )
     blocks: str = option(
-        "attention", "Which layers are trained: presets (all, transformer, attention, cross-attention) and patterns."
+        "attention",
+        "Which layers are trained: presets (all, transformer, attention, cross-attention) and patterns.",
     )
 
     def __post_init__(self) -> None:
@@ -39,7 +44,9 @@ class LoRA:
 class LoraLayer(Layer):
     """``down`` is ``[rank, in, *kernel]``, ``up`` is ``[out, rank, *1]``, ``alpha`` a number."""
 
-    def __init__(self, module: nn.Module, rank: int, alpha: float, generator: torch.Generator) -> None:
+    def __init__(
+        self, module: nn.Module, rank: int, alpha: float, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.alpha, self.scale = alpha, alpha / rank
         if kind(module) == "linear":
@@ -48,13 +55,22 @@ class LoraLayer(Layer):
         else:
             groups = module.groups
             if groups != 1:
-                raise ValueError(f"A convolution with {groups} groups cannot take a LoRA; leave it out of blocks.")
+                raise ValueError(
+                    f"A convolution with {groups} groups cannot take a LoRA; leave it out of blocks."
+                )
             if module.padding_mode != "zeros":
-                raise ValueError(f"A convolution padded with '{module.padding_mode}' cannot take a LoRA.")
+                raise ValueError(
+                    f"A convolution padded with '{module.padding_mode}' cannot take a LoRA."
+                )
             kernel = tuple(module.kernel_size)  # type: ignore[arg-type]
             shape = (rank, int(module.in_channels), *kernel)  # type: ignore[arg-type]
             out = (int(module.out_channels), rank) + (1,) * len(kernel)  # type: ignore[arg-type]
-            self.conv = (getattr(F, f"conv{len(kernel)}d"), module.stride, module.padding, module.dilation)
+            self.conv = (
+                getattr(F, f"conv{len(kernel)}d"),
+                module.stride,
+                module.padding,
+                module.dilation,
+            )
         bound = 1.0 / math.sqrt(math.prod(shape[1:]))
         down = (torch.rand(shape, generator=generator) * 2 - 1) * bound
         self.down = nn.Parameter(down)
@@ -87,4 +103,6 @@ class LoraLayer(Layer):
             with torch.no_grad():
                 parameter.copy_(tensors[key])
         if "alpha" in tensors and float(tensors["alpha"]) != self.alpha:
-            raise ValueError(f"alpha is {float(tensors['alpha'])} in the state and {self.alpha} in the settings.")
+            raise ValueError(
+                f"alpha is {float(tensors['alpha'])} in the state and {self.alpha} in the settings."
+            )

@@ -19,7 +19,13 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "attention": ("*attn*", "attention", "single_blocks.*.linear[12]"),
     "cross-attention": ("attn2", "cross_attn"),
     "transformer": (
-        "transformer_blocks", "proj_in", "proj_out", "double_blocks", "single_blocks", "joint_blocks", "layers",
+        "transformer_blocks",
+        "proj_in",
+        "proj_out",
+        "double_blocks",
+        "single_blocks",
+        "joint_blocks",
+        "layers",
         "blocks",
     ),
 }
@@ -30,9 +36,17 @@ def kind(module: nn.Module) -> str | None:
 
     ComfyUI's quantised linear layers are no ``nn.Linear``, and weights may not be there yet.
     """
-    if hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight"):
+    if (
+        hasattr(module, "in_features")
+        and hasattr(module, "out_features")
+        and hasattr(module, "weight")
+    ):
         return "linear"
-    if hasattr(module, "kernel_size") and hasattr(module, "in_channels") and hasattr(module, "stride"):
+    if (
+        hasattr(module, "kernel_size")
+        and hasattr(module, "in_channels")
+        and hasattr(module, "stride")
+    ):
         return None if getattr(module, "transposed", False) else "conv"
     return None
 
@@ -63,9 +77,13 @@ def _select(names: list[str], part: str) -> set[str]:
     patterns = [_compiled(pattern) for pattern in PRESETS.get(part, (part,))]
     matched = {name for name in names if any(pattern.search(name) for pattern in patterns)}
     if not matched:
-        segments = {segment for name in names for segment in name.split(".") if not segment.isdigit()}
+        segments = {
+            segment for name in names for segment in name.split(".") if not segment.isdigit()
+        }
         known = [preset for preset in PRESETS if _any_match(names, preset)] + sorted(segments)
-        raise ValueError(f"The block selection '{part}' matches no layer of this model. {unknown('block', part, known)}")
+        raise ValueError(
+            f"The block selection '{part}' matches no layer of this model. {unknown('block', part, known)}"
+        )
     return matched
 
 
@@ -76,7 +94,8 @@ def _any_match(names: list[str], preset: str) -> bool:
 @lru_cache(maxsize=256)
 def _compiled(pattern: str) -> re.Pattern[str]:
     segments = [
-        r"[^.]+(?:\.[^.]+)*" if segment == "*" else _glob(segment) for segment in pattern.strip(".").split(".")
+        r"[^.]+(?:\.[^.]+)*" if segment == "*" else _glob(segment)
+        for segment in pattern.strip(".").split(".")
     ]
     try:
         return re.compile(r"(?:^|\.)" + r"\.".join(segments) + r"(?=\.|$)")

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 import pytest
+
 from graft.registry import Registry, check_limits, option
 
 

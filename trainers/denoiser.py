@@ -20,7 +20,9 @@ class Denoiser(Protocol):
     def nearest(self, sigma: torch.Tensor) -> torch.Tensor:
         """Snap ``sigma`` to the table where the model is discrete, else return it."""
 
-    def add_noise(self, sigma: torch.Tensor, noise: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    def add_noise(
+        self, sigma: torch.Tensor, noise: torch.Tensor, clean: torch.Tensor
+    ) -> torch.Tensor:
         """The noised latent ``[B, ...]`` as the model's sampler makes it."""
 
     def combine(self, sigma: torch.Tensor, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -30,7 +32,9 @@ class Denoiser(Protocol):
         """D(x; sigma, cond), ``[B, ...]``, differentiable."""
 
 
-def _probe(denoiser: Denoiser, sigma: torch.Tensor, output: float, x: float, dims: int) -> torch.Tensor:
+def _probe(
+    denoiser: Denoiser, sigma: torch.Tensor, output: float, x: float, dims: int
+) -> torch.Tensor:
     shape = (sigma.shape[0],) + (1,) * (dims - 1)
     full = sigma.new_full
     return denoiser.combine(sigma, full(shape, output), full(shape, x)).float()

@@ -44,10 +44,17 @@ class Data(Protocol):
 class Trained(Protocol):
     """The trainable part: named parameters, tensors for files, and an off switch."""
 
-    def parameters(self) -> Mapping[str, torch.nn.Parameter]: ...
-    def tensors(self) -> Mapping[str, torch.Tensor]: ...
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None: ...
-    def off(self) -> contextlib.AbstractContextManager[None]: ...
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        """Trainable parameters by name."""
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Copies of the weights as a file names them."""
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what ``tensors()`` gave."""
+
+    def off(self) -> contextlib.AbstractContextManager[None]:
+        """The base model inside the block."""
 
 
 class Diverged(RuntimeError):
@@ -85,6 +92,7 @@ class Loop:
         self.algorithm = self.optimizer.algorithm.build(list(self.parameters.values()))
         self.order = Order(self.data.buckets, self.plan.effective_batch, self.plan.seed)
         self.total = self.plan.total_steps or self.plan.steps
+        self.end = self.plan.steps
 
     def resume(self, state: State) -> None:
         """Continue from a state: its step, plan length, weights, optimizer and losses.
@@ -93,10 +101,13 @@ class Loop:
             ValueError: The state's seed or layers are not those of this run.
         """
         if state.seed != self.plan.seed:
-            raise ValueError(f"The state was trained with seed {state.seed}, not {self.plan.seed}; use the same seed.")
+            raise ValueError(
+                f"The state was trained with seed {state.seed}, not {self.plan.seed}; use the same seed."
+            )
         self.network.load(state.adapter)
         restore_optimizer(self.algorithm, self.parameters, state.optimizer)
         self.step, self.losses = state.step, list(state.losses)
+        self.end = self.step + self.plan.steps
         self.total = self.plan.total_steps or max(state.total_steps, state.step + self.plan.steps)
 
     def state(self) -> State:
@@ -116,17 +127,26 @@ class Loop:
         Raises:
             Diverged: A loss or gradient was not finite; the weights are those before that step.
         """
-        last = self.step + self.plan.steps
+        self.end = self.step + self.plan.steps
         if self.step == 0:
             self.after(0)
-        while self.step < last:
+        while self.step < self.end:
             started = time.perf_counter()
             loss, stop = self._accumulate()
             norm = self._update()
             self.step += 1
             self.losses.append(loss)
             seconds = time.perf_counter() - started
-            self.sink(Progress(self.step, last, loss, self.optimizer.lr(self.step - 1, self.total), norm, seconds))
+            self.sink(
+                Progress(
+                    self.step,
+                    self.end,
+                    loss,
+                    self.optimizer.lr(self.step - 1, self.total),
+                    norm,
+                    seconds,
+                )
+            )
             self.after(self.step)
             if stop:
                 return False
@@ -177,7 +197,9 @@ class Loop:
         limit = self.plan.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), limit))
         if not math.isfinite(norm):
-            raise Diverged(f"The gradient is {norm} at step {self.step + 1}. Lower the learning rate, or train in fp32.")
+            raise Diverged(
+                f"The gradient is {norm} at step {self.step + 1}. Lower the learning rate, or train in fp32."
+            )
         for group in self.algorithm.param_groups:
             group["lr"] = self.optimizer.lr(self.step, self.total)
         self.algorithm.step()

@@ -21,7 +21,9 @@ class Plan:
     accumulate: int = option(1, "Forward passes in one optimizer step.", min=1, max=4096)
     seed: int = option(0, "Seed of everything drawn in the run.", min=0, max=2**64 - 1)
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 does not clip.", min=0.0)
-    precision: str = option("auto", "Precision of the frozen model's computations.", choices=PRECISIONS)
+    precision: str = option(
+        "auto", "Precision of the frozen model's computations.", choices=PRECISIONS
+    )
     checkpointing: str = option(
         "auto", "Recompute activations block by block to save memory.", choices=CHECKPOINTING
     )

@@ -27,7 +27,9 @@ class Preview:
         if not self.prompts:
             raise ValueError("A preview needs at least one prompt.")
         if self.every < 1 or self.steps < 1:
-            raise ValueError(f"Preview steps ({self.steps}) and every ({self.every}) must be at least 1.")
+            raise ValueError(
+                f"Preview steps ({self.steps}) and every ({self.every}) must be at least 1."
+            )
 
     def due(self, step: int, total: int) -> bool:
         """Whether pictures are due after ``step`` of ``total`` steps (0 = before the first)."""

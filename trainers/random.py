@@ -18,13 +18,20 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def normal(shape: Sequence[int], seed: int, step: int, slots: Sequence[int], purpose: str = "noise") -> torch.Tensor:
+def normal(
+    shape: Sequence[int], seed: int, step: int, slots: Sequence[int], purpose: str = "noise"
+) -> torch.Tensor:
     """Standard normal noise, ``[len(slots), *shape]`` fp32 on the CPU, one generator a slot."""
-    rows = [torch.randn(tuple(shape), generator=generator(seed, purpose, step, slot)) for slot in slots]
+    rows = [
+        torch.randn(tuple(shape), generator=generator(seed, purpose, step, slot)) for slot in slots
+    ]
     return torch.stack(rows)
 
 
 def uniform(seed: int, step: int, slots: Sequence[int], purpose: str) -> torch.Tensor:
     """Uniform draws in [0, 1), ``[len(slots)]`` fp64 on the CPU, one generator a slot."""
-    rows = [torch.rand((), generator=generator(seed, purpose, step, slot), dtype=torch.float64) for slot in slots]
+    rows = [
+        torch.rand((), generator=generator(seed, purpose, step, slot), dtype=torch.float64)
+        for slot in slots
+    ]
     return torch.stack(rows)

@@ -29,7 +29,10 @@ def optimizer_state(
 ) -> dict[str, dict[str, Any]]:
     """Copies of the optimizer's state on the CPU, by parameter name."""
     with torch.inference_mode(False):
-        return {name: {k: _copy(v) for k, v in optimizer.state.get(p, {}).items()} for name, p in parameters.items()}
+        return {
+            name: {k: _copy(v) for k, v in optimizer.state.get(p, {}).items()}
+            for name, p in parameters.items()
+        }
 
 
 def restore_optimizer(
@@ -43,10 +46,16 @@ def restore_optimizer(
         ValueError: The state belongs to other parameters.
     """
     if set(state) != set(parameters):
-        raise ValueError("The state trains other parameters than this network; use the settings it was trained with.")
+        raise ValueError(
+            "The state trains other parameters than this network; use the settings it was trained with."
+        )
     names = list(parameters)
     packed = optimizer.state_dict()
-    packed["state"] = {i: {k: _copy(v) for k, v in state[name].items()} for i, name in enumerate(names) if state[name]}
+    packed["state"] = {
+        i: {k: _copy(v) for k, v in state[name].items()}
+        for i, name in enumerate(names)
+        if state[name]
+    }
     optimizer.load_state_dict(packed)
 
 

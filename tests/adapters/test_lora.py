@@ -4,9 +4,10 @@
 import peft
 import pytest
 import torch
+from torch import nn
+
 from graft.adapters.attach import Attached
 from graft.adapters.lora import LoRA
-from torch import nn
 
 
 def base():
@@ -46,8 +47,12 @@ def test_output_and_gradients_equal_peft(name, rank, alpha):
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     out.square().sum().backward()
     expected.square().sum().backward()
-    torch.testing.assert_close(layer.down.grad, oracle.lora_A["default"].weight.grad, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(layer.up.grad, oracle.lora_B["default"].weight.grad, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        layer.down.grad, oracle.lora_A["default"].weight.grad, rtol=1e-4, atol=1e-3
+    )
+    torch.testing.assert_close(
+        layer.up.grad, oracle.lora_B["default"].weight.grad, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_no_effect_at_the_start_and_after_removal():
@@ -93,7 +98,9 @@ def test_tensors_round_trip_and_are_copies():
     other.load(saved)
     assert all(torch.equal(value, other.tensors()[key]) for key, value in saved.items())
     randomize(attached, seed=2)
-    assert not torch.equal(saved["diffusion_model.linear.lora_up.weight"], attached.layers["linear"].up)
+    assert not torch.equal(
+        saved["diffusion_model.linear.lora_up.weight"], attached.layers["linear"].up
+    )
 
 
 def test_bf16_input_keeps_fp32_parameters_and_gradients():

@@ -2,8 +2,9 @@
 """The block language on a model with a UNet's names."""
 
 import pytest
-from graft.adapters.targets import targets
 from torch import nn
+
+from graft.adapters.targets import targets
 
 NAMES = [
     "input_blocks.1.0.in_layers.2",
@@ -27,7 +28,9 @@ def model():
             if not hasattr(module, part):
                 module.add_module(part, nn.Module())
             module = getattr(module, part)
-        module.add_module(leaf, nn.Conv2d(1, 1, 1) if "in_layers" in name or name == "out.2" else nn.Linear(1, 1))
+        module.add_module(
+            leaf, nn.Conv2d(1, 1, 1) if "in_layers" in name or name == "out.2" else nn.Linear(1, 1)
+        )
     return root
 
 

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+
 from graft.adapters.attach import Attached
 from graft.adapters.lora import LoRA
 from graft.trainers.loop import Diverged, Loop

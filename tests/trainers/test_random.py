@@ -2,8 +2,9 @@
 """Keyed generators: independent of order and of how a batch is cut."""
 
 import torch
-from graft.trainers import random
 from scipy import stats
+
+from graft.trainers import random
 
 
 def test_draws_depend_on_their_key_alone():

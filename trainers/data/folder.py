@@ -21,6 +21,7 @@ _UNREAD_PICTURES = frozenset(
     ".arw .avif .cr2 .cr3 .dng .exr .hdr .heic .heif .jfif .jp2 .jxl .nef .ppm .psd .qoi .raw"
     " .svg .tga .webp".split()
 )
+_NO_FILE = "is a link to nothing or no plain file: remove it"
 _IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -110,10 +111,10 @@ def folder_fingerprint(folder: str | Path, recursive: bool = False) -> str:
     return sha.hexdigest()
 
 
-def natural_key(path: Path) -> tuple[tuple[object, ...], ...]:
+def natural_key(path: Path) -> tuple[tuple[tuple[object, ...], ...], tuple[str, ...]]:
     """Return a sort key that puts 2.png before 10.png, part by part, whatever the case."""
     folded = tuple(_natural(part.casefold()) for part in path.parts)
-    return (*folded, tuple(path.parts))
+    return (folded, path.parts)  # the parts settle what differs in case or leading zeros only
 
 
 def _natural(text: str) -> tuple[object, ...]:
@@ -184,6 +185,9 @@ def _read_captions(root: Path, paths: Sequence[Path]) -> tuple[dict[str, str], l
     texts: dict[str, str] = {}
     problems: list[str] = []
     for path in paths:
+        if not (root / path).is_file():
+            problems.append(f"{path.as_posix()}: {_NO_FILE}")
+            continue
         try:
             text = (root / path).read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -206,7 +210,7 @@ def _check_images(
     checks, notes = [], []
     for image in images:
         if not (root / image).is_file():
-            problems.append(f"{image.as_posix()}: is a link to nothing or no plain file")
+            problems.append(f"{image.as_posix()}: {_NO_FILE}")
             continue
         try:
             check = check_image(root / image)

@@ -43,9 +43,13 @@ class Order:
     def _shuffled(self, epoch: int) -> tuple[tuple[int, ...], ...]:
         batches: list[tuple[int, ...]] = []
         for number, members in enumerate(self._members.values()):
-            draw = torch.randperm(len(members), generator=generator(self._seed, "order", epoch, number))
+            draw = torch.randperm(
+                len(members), generator=generator(self._seed, "order", epoch, number)
+            )
             shuffled = [members[i] for i in draw.tolist()]
             for start in range(0, len(shuffled), self._batch):
-                batches.append(tuple(shuffled[(start + slot) % len(shuffled)] for slot in range(self._batch)))
+                batches.append(
+                    tuple(shuffled[(start + slot) % len(shuffled)] for slot in range(self._batch))
+                )
         turn = torch.randperm(len(batches), generator=generator(self._seed, "batches", epoch))
         return tuple(batches[i] for i in turn.tolist())

@@ -56,7 +56,9 @@ class Objective:
     weight: Weight = WEIGHTS.get("one")()
     metric: Metric = METRICS.get("l2")()
     preserve: float = option(
-        1.0, "Weight of staying like the base model on prompts without the trigger; 0 is off and faster.", min=0.0
+        1.0,
+        "Weight of staying like the base model on prompts without the trigger; 0 is off and faster.",
+        min=0.0,
     )
     preserve_prompts: tuple[str, ...] = ()
 
@@ -64,7 +66,12 @@ class Objective:
         check_limits(self)
 
     def sample_loss(
-        self, denoiser: Denoiser, x: torch.Tensor, sigma: torch.Tensor, cond: Any, target: torch.Tensor
+        self,
+        denoiser: Denoiser,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        cond: Any,
+        target: torch.Tensor,
     ) -> torch.Tensor:
         """Loss of every sample ``[B]`` fp32 at the noised latents ``x`` ``[B, ...]``.
 

@@ -28,5 +28,10 @@ class AdamW:
         """``torch.optim.AdamW``, fused."""
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(
-            list(parameters), lr=self.lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+            list(parameters),
+            lr=self.lr,
+            betas=betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            fused=True,
         )

@@ -2,6 +2,7 @@
 """The order of pictures: every epoch covers all, batches keep to one bucket."""
 
 import pytest
+
 from graft.trainers.data.order import Order
 
 

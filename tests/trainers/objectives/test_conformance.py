@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+
 from graft.trainers.denoiser import c_out, c_skip
 from graft.trainers.objectives import METRICS, NOISE, WEIGHTS, Objective
 from tests.trainers.toy import SIGMA_DATA, Toy
@@ -22,7 +23,12 @@ def test_probed_preconditioning_is_the_table_of_the_design(family):
         "edm": sigma * SIGMA_DATA / (s2 + SIGMA_DATA**2).sqrt(),
     }[family]
     torch.testing.assert_close(out, expected)
-    skip = {"eps": sigma / sigma, "flow": sigma / sigma, "v": 1 / (s2 + 1), "edm": 0.25 / (s2 + 0.25)}[family]
+    skip = {
+        "eps": sigma / sigma,
+        "flow": sigma / sigma,
+        "v": 1 / (s2 + 1),
+        "edm": 0.25 / (s2 + 0.25),
+    }[family]
     torch.testing.assert_close(c_skip(Toy(family), sigma).flatten(), skip)
 
 
@@ -40,9 +46,14 @@ def test_optimal_denoiser_of_gaussian_data_has_the_closed_form_loss(family):
         sigma = torch.full((8,), value)
         toy = Toy(family)
         x = toy.add_noise(sigma, noise, clean)
-        gain = (1 - value) * s**2 / ((1 - value) ** 2 * s**2 + value**2) if family == "flow" else s**2 / (s**2 + value**2)
-        toy.network = lambda x, sigma, cond, toy=toy, gain=gain: (gain * x - c_skip(toy, sigma) * x) / toy.combine(
-            sigma, torch.ones(8, 1, 1, 1), torch.zeros(8, 1, 1, 1)
+        gain = (
+            (1 - value) * s**2 / ((1 - value) ** 2 * s**2 + value**2)
+            if family == "flow"
+            else s**2 / (s**2 + value**2)
+        )
+        toy.network = lambda x, sigma, cond, toy=toy, gain=gain: (
+            (gain * x - c_skip(toy, sigma) * x)
+            / toy.combine(sigma, torch.ones(8, 1, 1, 1), torch.zeros(8, 1, 1, 1))
         )
         loss = float(Objective().sample_loss(toy, x, sigma, None, clean).mean())
         expected = {

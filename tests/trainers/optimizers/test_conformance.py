@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from graft.trainers.optimizers import OPTIMIZERS, SCHEDULES, Optimizer
 from graft.trainers.optimizers.adamw import AdamW
 from graft.trainers.optimizers.schedules.constant import Constant
@@ -45,7 +46,9 @@ def test_one_step_of_adamw_by_hand():
     """m = g (1-b1), v = g^2 (1-b2); bias-corrected m/sqrt(v) = sign(g): p = p (1 - lr wd) - lr sign(g)."""
     p = torch.nn.Parameter(torch.tensor([2.0, -3.0]))
     descend(AdamW(lr=0.1, weight_decay=0.5), 1, p)
-    torch.testing.assert_close(p.detach(), torch.tensor([2.0 * 0.95 - 0.1, -3.0 * 0.95 + 0.1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        p.detach(), torch.tensor([2.0 * 0.95 - 0.1, -3.0 * 0.95 + 0.1]), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", SCHEDULES.names())

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is: a digest of the model, the dataset and the settings, so that equal runs share a folder."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+SAMPLE_BYTES = 4096
+
+
+def run_id(model: Any, dataset_digest: str, *settings: Any) -> str:
+    """The id of a run, 32 hexadecimal digits.
+
+    Args:
+        model: The MODEL on the wire.
+        dataset_digest: Digest of pictures and captions.
+        settings: Frozen dataclasses and plain values; their ``repr`` counts.
+    """
+    sha = hashlib.sha256(model_digest(model).encode())
+    for part in (dataset_digest, *map(repr, settings)):
+        sha.update(b"\0" + part.encode())
+    return sha.hexdigest()[:32]
+
+
+def model_digest(model: Any) -> str:
+    """SHA-256 over names, shapes, dtypes and the first 4 KiB of each weight, and over the wire's patches."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.model.state_dict().items()):
+        _add(sha, name, tensor)
+    for name, patches in sorted(
+        getattr(model, "patches", {}).items(), key=lambda pair: str(pair[0])
+    ):
+        for patch in patches:
+            sha.update(f"{name} {patch[0]} {patch[2]}".encode())
+            for tensor in _tensors(patch[1]):
+                _add(sha, "", tensor)
+    for name, patch in sorted(getattr(model, "object_patches", {}).items()):
+        sha.update(f"{name} {type(patch).__name__}".encode())
+        for tensor in _tensors(getattr(patch, "_buffers", ())):
+            _add(sha, "", tensor)
+    return sha.hexdigest()
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "weights"):
+        yield from _tensors(value.weights)
+
+
+def _add(sha: Any, name: str, tensor: torch.Tensor) -> None:
+    sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    if type(tensor).__name__ == "QuantizedTensor" or tensor.is_meta or tensor.numel() == 0:
+        return
+    head = tensor.detach().flatten()[: max(1, SAMPLE_BYTES // tensor.element_size())]
+    sha.update(head.contiguous().cpu().view(torch.uint8).numpy().tobytes())
