@@ -145,16 +145,14 @@ def untouched(trainee: Any) -> Iterator[None]:
     import comfy.model_management as management
 
     before = _Weights(trainee.model)
-    has_flag = hasattr(management, "in_training")
-    in_training = getattr(management, "in_training", False)
+    flags = {name: vars(management)[name] for name in ("in_training",) if hasattr(management, name)}
     has_failed = True
     with generators_kept():
         try:
             yield
             has_failed = False
         finally:
-            if has_flag:
-                management.in_training = in_training
+            vars(management).update(flags)
             try:
                 _load_again(trainee)
             except Exception as error:
