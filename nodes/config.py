@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is attached, what is minimized, and how it is stepped: values for the sockets of Train."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..adapters import NETWORKS
+from ..adapters.lora import LoRA
+from ..registry import Registry, unknown
+from ..trainers.objectives import METRICS, NOISE, WEIGHTS, Objective
+from ..trainers.optimizers import OPTIMIZERS, SCHEDULES, Optimizer
+from ..trainers.optimizers.adamw import AdamW
+from ..trainers.optimizers.schedules.constant import Constant
+from .schema import (
+    GraftNetworkType,
+    GraftObjectiveType,
+    GraftOptimizerType,
+    choice,
+    field,
+    output,
+    schema,
+    text,
+)
+
+_OPTIONS = "Further settings as name=value, with commas between them. A wrong name is answered with the known ones."
+_DECAY_MAX = 100.0
+
+
+class Network(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="GraftNetwork",
+            display_name="Network",
+            category="graft/training/parts",
+            description="What is attached to the model and trained, and to which of its layers.",
+            search_aliases=["lora settings", "rank", "adapter", "blocks", "dim"],
+            inputs=[
+                choice("network", "The kind of adapter.", NETWORKS.names(), "lora"),
+                field(LoRA, "rank", max=4096),
+                field(LoRA, "alpha", max=4096.0, step=0.5),
+                field(LoRA, "blocks"),
+                text("options", _OPTIONS, advanced=True),
+            ],
+            outputs=[output(GraftNetworkType, "NETWORK", "For the network socket of Train.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, network: str, rank: int, alpha: float, blocks: str, options: str
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            NETWORKS.parse(network, options, rank=rank, alpha=alpha, blocks=blocks)
+        )
+
+
+class ObjectiveNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="GraftObjective",
+            display_name="Objective",
+            category="graft/training/parts",
+            description=(
+                "What is minimized: how noise levels are drawn, how much each counts, how an error is measured, and "
+                "how much the model has to stay as it was."
+            ),
+            search_aliases=[
+                "loss",
+                "noise schedule",
+                "min snr",
+                "prior preservation",
+                "timestep sampling",
+            ],
+            inputs=[
+                choice(
+                    "noise",
+                    "How noise levels are drawn; model is the model's own table.",
+                    NOISE.names(),
+                    "model",
+                ),
+                choice(
+                    "weight",
+                    "How much each noise level counts; one is the plain loss.",
+                    WEIGHTS.names(),
+                    "one",
+                ),
+                choice(
+                    "metric",
+                    "How the error is measured; l2 is the mean square.",
+                    METRICS.names(),
+                    "l2",
+                ),
+                field(Objective, "preserve", max=100.0, step=0.05),
+                text(
+                    "preserve_prompts",
+                    "Prompts whose pictures are to stay as they are, one a line. Empty: the captions without the "
+                    "trigger.",
+                    multiline=True,
+                ),
+                text(
+                    "options",
+                    _OPTIONS
+                    + " Where two parts have the same name, put noise., weight. or metric. before it.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[output(GraftObjectiveType, "OBJECTIVE", "For the objective socket of Train.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        noise: str,
+        weight: str,
+        metric: str,
+        preserve: float,
+        preserve_prompts: str,
+        options: str,
+    ) -> io.NodeOutput:
+        parts = {"noise": (NOISE, noise), "weight": (WEIGHTS, weight), "metric": (METRICS, metric)}
+        prompts = lines(preserve_prompts)
+        built = parse_parts(parts, options)
+        return io.NodeOutput(Objective(**built, preserve=preserve, preserve_prompts=prompts))
+
+
+class OptimizerNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="GraftOptimizer",
+            display_name="Optimizer",
+            category="graft/training/parts",
+            description="How the weights are stepped, and how the learning rate runs over the plan.",
+            search_aliases=["learning rate", "scheduler", "adamw", "warmup", "lr"],
+            inputs=[
+                choice("optimizer", "The algorithm.", OPTIMIZERS.names(), "adamw"),
+                field(AdamW, "lr", "learning_rate", max=10.0, step=1e-6),
+                choice(
+                    "schedule", "The course of the learning rate.", SCHEDULES.names(), "constant"
+                ),
+                field(Constant, "warmup", max=1_000_000),
+                field(AdamW, "weight_decay", max=_DECAY_MAX, step=0.001),
+                text(
+                    "options",
+                    _OPTIONS
+                    + " Where two parts have the same name, put optimizer. or schedule. before it.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[output(GraftOptimizerType, "OPTIMIZER", "For the optimizer socket of Train.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        optimizer: str,
+        learning_rate: float,
+        schedule: str,
+        warmup: int,
+        weight_decay: float,
+        options: str,
+    ) -> io.NodeOutput:
+        parts = {"optimizer": (OPTIMIZERS, optimizer), "schedule": (SCHEDULES, schedule)}
+        widgets = {"lr": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
+        built = parse_parts(parts, options, **widgets)
+        return io.NodeOutput(Optimizer(built["optimizer"], built["schedule"]))
+
+
+def lines(prompts: str) -> tuple[str, ...]:
+    """The lines of a text that are not empty."""
+    return tuple(line.strip() for line in prompts.splitlines() if line.strip())
+
+
+def parse_parts(
+    parts: dict[str, tuple[Registry[Any], str]], options: str, **values: Any
+) -> dict[str, Any]:
+    """Build several parts from one string of options; each option goes to the part that has it.
+
+    Args:
+        parts: Registry and name of every part, by its prefix.
+        options: ``name=value`` pairs; ``prefix.name=value`` where several parts have the name.
+        values: Values for the fields of that name, where a part has it.
+
+    Raises:
+        ValueError: No part has an option, or several have it.
+    """
+    fields = {
+        prefix: set(getattr(registry.get(name), "__dataclass_fields__", ()))
+        for prefix, (registry, name) in parts.items()
+    }
+    shares: dict[str, list[str]] = {prefix: [] for prefix in parts}
+    for option in filter(None, (part.strip() for part in options.replace("\n", ",").split(","))):
+        key, _, value = (piece.strip() for piece in option.partition("="))
+        prefix, _, short = key.rpartition(".")
+        owners = [owner for owner in parts if short in fields[owner] and prefix in ("", owner)]
+        if not owners:
+            raise ValueError(
+                unknown("option", key, {name for names in fields.values() for name in names})
+            )
+        if len(owners) > 1:
+            clear = " or ".join(f"{owner}.{short}" for owner in owners)
+            raise ValueError(f"Several parts have an option '{short}': write {clear}.")
+        shares[owners[0]].append(f"{short}={value}" if "=" in option else short)
+    return {
+        prefix: registry.parse(name, ",".join(shares[prefix]), **values)
+        for prefix, (registry, name) in parts.items()
+    }
+
+
+NODES = [Network, ObjectiveNode, OptimizerNode]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all training nodes share: their seven outputs, in this order for ever, and the call of the engine."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host import engine, paths
+from .schema import GraftAdapter, GraftState, output, socket
+
+HIDDEN = (io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo)
+LORA_NAME = "What the LoRA is called, and the name of its file in output/loras. No folders."
+
+
+def outputs() -> list[Any]:
+    """The outputs of a training node. Links are saved by index: append only."""
+    return [
+        output(io.Model, "MODEL", "The model that came in, with the trained LoRA applied."),
+        output(io.Clip, "CLIP", "The CLIP that came in, with what was trained of it applied."),
+        output(
+            io.LoraModel,
+            "LORA_MODEL",
+            "The LoRA as ComfyUI's own nodes take it (Load LoRA Model, Save LoRA).",
+        ),
+        output(
+            GraftState,
+            "STATE",
+            "Where the training stands; put it into a training node to go on from there.",
+        ),
+        output(io.LossMap, "LOSS_MAP", "The loss of every step, for Plot Loss Graph."),
+        output(
+            io.Image,
+            "IMAGE",
+            "The last preview's pictures, or a plot of the loss where there is no preview.",
+        ),
+        output(GraftAdapter, "ADAPTER", "The LoRA with all that belongs to it, for Save LoRA."),
+    ]
+
+
+def sampling_inputs() -> list[Any]:
+    """The optional sockets that previews are sampled with."""
+    return [
+        socket(
+            io.Sampler,
+            "sampler",
+            "Samples the previews with this sampler instead of the preview's own.",
+            optional=True,
+        ),
+        socket(
+            io.Sigmas,
+            "sigmas",
+            "Samples the previews over these noise levels instead of the preview's own.",
+            optional=True,
+        ),
+        socket(
+            GraftState,
+            "state",
+            "Goes on from where another training node stopped, with the same settings.",
+            optional=True,
+        ),
+    ]
+
+
+def check_name(name: str | None) -> bool | str:
+    """True when ``name`` can be a LoRA's name or is not known yet, else what is wrong with it."""
+    try:
+        if name is not None:
+            paths.safe_name(name, "name of the LoRA")
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def train(node: Any, **values: Any) -> io.NodeOutput:
+    """Run the engine for a node, and hand over what came of it.
+
+    Args:
+        node: The node's class, which holds the hidden inputs.
+        values: Fields of the engine's request.
+    """
+    hidden = node.hidden
+    extra = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
+    workflow = extra.get("workflow")
+    request = engine.Request(
+        **values,
+        node_id=hidden.unique_id,
+        workflow_id=workflow.get("id") if isinstance(workflow, dict) else None,
+        extra_pnginfo=extra,
+    )
+    made = engine.train(request)
+    return io.NodeOutput(
+        made.model,
+        made.clip,
+        made.lora_model,
+        made.state,
+        made.loss_map,
+        made.images,
+        made.adapter,
+        ui={"text": [made.report]},
+    )

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training nodes with widgets for one recipe instead of sockets for every choice."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..adapters.lora import LoRA
+from ..trainers.data import Dataset, size_for
+from ..trainers.data.order import Order
+from ..trainers.objectives import Objective
+from ..trainers.optimizers import Optimizer
+from ..trainers.optimizers.adamw import AdamW
+from ..trainers.plan import Plan
+from .config import lines
+from .engine import HIDDEN, LORA_NAME, check_name, outputs, sampling_inputs, train
+from .schema import GraftDataset, GraftPreviewType, choice, field, schema, seed, socket, text, whole
+
+STEPS, PER_IMAGE, EPOCHS = "steps", "steps per image", "epochs"
+
+
+class TrainLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="GraftTrainLora",
+            display_name="Train LoRA",
+            category="graft/training",
+            description=(
+                "Trains a LoRA on the model on the wire: a subject, a character or a style, from a few pictures. "
+                "Other prompts wait in the queue until it is done; Cancel keeps what was learned."
+            ),
+            search_aliases=[
+                "lora",
+                "lora training",
+                "finetune",
+                "dreambooth",
+                "train style",
+                "train character",
+            ],
+            is_output_node=True,
+            hidden=list(HIDDEN),
+            inputs=[
+                socket(
+                    io.Model,
+                    "model",
+                    "The model to train. It is not changed: the result is a new one.",
+                ),
+                socket(io.Clip, "clip", "Encodes the captions. Take the one of the model."),
+                socket(io.Vae, "vae", "Encodes the pictures. Take the one of the model."),
+                socket(
+                    GraftDataset,
+                    "dataset",
+                    "Pictures with captions, from Load Images For Training.",
+                ),
+                socket(
+                    GraftPreviewType, "preview", "Samples pictures while it trains.", optional=True
+                ),
+                *sampling_inputs(),
+                whole(
+                    "steps", "How long it trains, in the unit below.", 500, min=1, max=10_000_000
+                ),
+                choice(
+                    "steps_unit",
+                    "steps: optimizer steps. steps per image: times the number of pictures. epochs: passes over all "
+                    "pictures, at the batch size.",
+                    (STEPS, PER_IMAGE, EPOCHS),
+                ),
+                field(LoRA, "rank", max=4096),
+                field(LoRA, "alpha", max=4096.0, step=0.5, advanced=True),
+                field(AdamW, "lr", "learning_rate", max=10.0, step=1e-6),
+                field(Plan, "batch_size"),
+                field(Plan, "accumulate", advanced=True),
+                seed(
+                    "Seed of everything drawn in the run. Keep it fixed: the same graph and seed give the same LoRA."
+                ),
+                field(LoRA, "blocks"),
+                field(Objective, "preserve", max=100.0, step=0.05),
+                text(
+                    "preserve_prompts",
+                    "Prompts whose pictures are to stay as they are, one a line. Empty: the captions without the "
+                    "trigger.",
+                    multiline=True,
+                    advanced=True,
+                ),
+                field(Plan, "precision", advanced=True),
+                field(Plan, "checkpointing", advanced=True),
+                text("name", LORA_NAME, "graft"),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return check_name(name)
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: Any,
+        steps: int,
+        steps_unit: str,
+        rank: int,
+        alpha: float,
+        learning_rate: float,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        blocks: str,
+        preserve: float,
+        preserve_prompts: str,
+        precision: str,
+        checkpointing: str,
+        name: str,
+        preview: Any = None,
+        sampler: Any = None,
+        sigmas: Any = None,
+        state: Any = None,
+    ) -> io.NodeOutput:
+        plan = Plan(
+            steps_for(steps, steps_unit, dataset, batch_size * accumulate),
+            batch_size=batch_size,
+            accumulate=accumulate,
+            seed=seed,
+            precision=precision,
+            checkpointing=checkpointing,
+        )
+        wires = {"model": model, "dataset": dataset, "vae": vae, "clip": clip, "state": state}
+        sampling = {"preview": preview, "sampler": sampler, "sigmas": sigmas}
+        chosen = {
+            "network": LoRA(rank, alpha, blocks),
+            "objective": Objective(preserve=preserve, preserve_prompts=lines(preserve_prompts)),
+            "optimizer": Optimizer(AdamW(learning_rate)),
+        }
+        return train(cls, **wires, **sampling, **chosen, plan=plan, name=name)
+
+
+def steps_for(amount: int, unit: str, dataset: Dataset, effective_batch: int) -> int:
+    """Optimizer steps of a length that is given in one of the units.
+
+    An epoch is what the loop takes for one: every picture once, where a batch never mixes sizes.
+
+    Args:
+        amount: How many of the unit.
+        unit: ``steps``, ``steps per image`` or ``epochs``.
+        dataset: The pictures.
+        effective_batch: Pictures in one optimizer step.
+
+    Raises:
+        ValueError: The amount or the batch is below 1, or there is no such unit.
+    """
+    if amount < 1 or effective_batch < 1:
+        raise ValueError(
+            f"steps is {amount} and the batch {effective_batch}; both must be at least 1."
+        )
+    if unit == STEPS:
+        return amount
+    if unit == PER_IMAGE:
+        return amount * len(dataset.items)
+    if unit == EPOCHS:
+        sizes = [size_for(*item.measure(), dataset.resolution) for item in dataset.items]
+        return amount * Order(sizes, effective_batch, 0).steps_per_epoch
+    raise ValueError(f"steps_unit is '{unit}'; it must be '{STEPS}', '{PER_IMAGE}' or '{EPOCHS}'.")
+
+
+NODES = [TrainLora]

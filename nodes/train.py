@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training node with a socket for every choice."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..adapters.lora import LoRA
+from ..trainers.objectives import Objective
+from ..trainers.optimizers import Optimizer
+from ..trainers.plan import Plan
+from .engine import HIDDEN, LORA_NAME, check_name, outputs, sampling_inputs, train
+from .schema import (
+    GraftDataset,
+    GraftNetworkType,
+    GraftObjectiveType,
+    GraftOptimizerType,
+    GraftPreviewType,
+    field,
+    schema,
+    seed,
+    socket,
+    text,
+)
+
+_MAX_STEPS = 10_000_000
+
+
+class Train(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="GraftTrain",
+            display_name="Train",
+            category="graft/training",
+            description=(
+                "Trains the model on the wire on a dataset, with a socket for every choice. Only model, dataset, VAE "
+                "and CLIP are needed. Other prompts wait in the queue until it is done; Cancel keeps what was learned."
+            ),
+            search_aliases=["finetune", "fine-tune", "lora training", "trainer", "dreambooth"],
+            is_output_node=True,
+            hidden=list(HIDDEN),
+            inputs=[
+                socket(
+                    io.Model,
+                    "model",
+                    "The model to train. It is not changed: the result is a new one.",
+                ),
+                socket(
+                    GraftDataset,
+                    "dataset",
+                    "Pictures with captions, from Load Images For Training.",
+                ),
+                socket(
+                    io.Vae, "vae", "Encodes the pictures. Take the one of the model.", optional=True
+                ),
+                socket(
+                    io.Clip,
+                    "clip",
+                    "Encodes the captions. Take the one of the model.",
+                    optional=True,
+                ),
+                socket(
+                    GraftNetworkType,
+                    "network",
+                    "What is trained; without it, a LoRA on the attention layers.",
+                    optional=True,
+                ),
+                socket(
+                    GraftObjectiveType,
+                    "objective",
+                    "What is minimized; without it, the model's own loss, staying like the base model elsewhere.",
+                    optional=True,
+                ),
+                socket(
+                    GraftOptimizerType,
+                    "optimizer",
+                    "How it is stepped; without it, AdamW at a constant rate.",
+                    optional=True,
+                ),
+                socket(
+                    GraftPreviewType, "preview", "Samples pictures while it trains.", optional=True
+                ),
+                *sampling_inputs(),
+                field(Plan, "steps", max=_MAX_STEPS),
+                field(Plan, "total_steps", max=_MAX_STEPS, advanced=True),
+                field(Plan, "batch_size"),
+                field(Plan, "accumulate"),
+                seed(
+                    "Seed of everything drawn in the run. Keep it fixed: the same graph and seed give the same LoRA."
+                ),
+                field(Plan, "precision", advanced=True),
+                field(Plan, "checkpointing", advanced=True),
+                field(Plan, "max_grad_norm", max=1000.0, step=0.1, advanced=True),
+                text("name", LORA_NAME, "graft"),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return check_name(name)
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        dataset: Any,
+        steps: int,
+        total_steps: int,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        precision: str,
+        checkpointing: str,
+        max_grad_norm: float,
+        name: str,
+        vae: Any = None,
+        clip: Any = None,
+        network: Any = None,
+        objective: Any = None,
+        optimizer: Any = None,
+        preview: Any = None,
+        sampler: Any = None,
+        sigmas: Any = None,
+        state: Any = None,
+    ) -> io.NodeOutput:
+        plan = Plan(
+            steps,
+            total_steps,
+            batch_size,
+            accumulate,
+            seed,
+            max_grad_norm,
+            precision,
+            checkpointing,
+        )
+        wires = {"model": model, "dataset": dataset, "vae": vae, "clip": clip, "state": state}
+        sampling = {"preview": preview, "sampler": sampler, "sigmas": sigmas}
+        chosen = {
+            "network": network or LoRA(),
+            "objective": objective or Objective(),
+            "optimizer": optimizer or Optimizer(),
+        }
+        return train(cls, **wires, **sampling, **chosen, plan=plan, name=name)
+
+
+NODES = [Train]
