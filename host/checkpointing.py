@@ -110,7 +110,7 @@ class _Recomputed:
         self._had = block.__dict__.get("forward")
         self._forward: Callable[..., Any] = block.forward
         self._is_active = True
-        self._copies: bool | None = None  # whether the block writes to its inputs; None = unknown
+        self._writes: bool | None = None  # to its inputs; None = not known yet
         block.forward = self
 
     def remove(self) -> None:
@@ -126,35 +126,45 @@ class _Recomputed:
         if not (self._is_active and torch.is_grad_enabled()):
             return self._forward(*args, **kwargs)
         names = list(kwargs)
-        values = (*args, *kwargs.values())
-        # The host rewrites the dicts among the arguments from block to block.
-        saved = {i: dict(v) for i, v in enumerate(values) if isinstance(v, dict)}
-        is_first = True
+        live: tuple | None = (*args, *kwargs.values())
+        kept = tuple(self._keep(v) for v in live)
 
         def run(*values: Any) -> Any:
-            nonlocal is_first
-            if not is_first:
-                values = tuple(dict(saved[i]) if i in saved else v for i, v in enumerate(values))
-            is_first = False  # the first time the host may read what the block leaves in its dicts
-            split = len(values) - len(names)
-            return self._run(values[:split], dict(zip(names, values[split:], strict=True)))
+            nonlocal live
+            if live is not None:  # the first time: the block sees what it would see without us
+                values, live = live, None
+                return self._watch(values, names)
+            return self._call(tuple(_again(v) for v in values), names)
 
         # Everything by position: torch saves the generators only of devices it sees there.
-        return checkpoint(run, *values, use_reentrant=False)
+        return checkpoint(run, *kept, use_reentrant=False)
 
-    def _run(self, args: tuple, kwargs: dict) -> Any:
-        """Run the block on copies of inputs that it would overwrite: the recomputation needs them."""
-        if self._copies is False:
-            return self._forward(*args, **kwargs)
-        args = tuple(_clone(a) for a in args)
-        kwargs = {k: _clone(v) for k, v in kwargs.items()}
-        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+    def _call(self, values: tuple, names: list[str]) -> Any:
+        split = len(values) - len(names)
+        return self._forward(*values[:split], **dict(zip(names, values[split:], strict=True)))
+
+    def _watch(self, values: tuple, names: list[str]) -> Any:
+        """Call the block; the first call finds out whether it writes to its inputs."""
+        if self._writes is not None:
+            return self._call(values, names)
+        tensors = [v for v in values if isinstance(v, torch.Tensor)]
         versions = [t._version for t in tensors]
-        out = self._forward(*args, **kwargs)
-        if self._copies is None:
-            self._copies = any(t._version != v for t, v in zip(tensors, versions, strict=True))
+        out = self._call(values, names)
+        self._writes = any(t._version != v for t, v in zip(tensors, versions, strict=True))
         return out
 
+    def _keep(self, value: Any) -> Any:
+        """What the recomputation gets: its own copy of anything that may change until then."""
+        if isinstance(value, dict):
+            return dict(value)  # the host rewrites its options from block to block
+        if isinstance(value, torch.Tensor) and self._writes is not False:
+            return value.detach().clone().requires_grad_(value.requires_grad)
+        return value
 
-def _clone(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
+
+def _again(value: Any) -> Any:
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf:
+        return value.clone()  # a block must not write to a leaf
+    return value
