@@ -507,8 +507,7 @@ def serve(port: int, base: Path, device: str) -> int:
     """Run a server for a person until Ctrl-C, with the example pictures in its input folder."""
     server = ComfyServer(base, port=port, device=device)
     make_folders(server.base)
-    examples = ROOT / "assets" / "examples"
-    for source in sorted(examples.iterdir()) if examples.is_dir() else ():
+    for source in sorted((ROOT / "assets").glob("*/")):
         server.put_input(source)
     print("starting ComfyUI (a minute at most) ...", flush=True)
     with server:
