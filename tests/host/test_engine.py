@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine on tiny real ComfyUI models: determinism, resuming, interrupting, refusing."""
+
+import dataclasses
+import hashlib
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.comfy
+
+
+@pytest.fixture(scope="module")
+def wires():
+    from tests.host import tiny
+
+    with torch.inference_mode():
+        return {family: tiny.model(family) for family in ("sdxl", "sd15", "sdxl_edm", "sd3")} | {
+            f"{kind}_{family}": getattr(tiny, kind)(family)
+            for kind in ("clip", "vae")
+            for family in ("sdxl", "sd15", "sdxl_edm", "sd3")
+        }
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    return tmp_path
+
+
+def dataset(count=4, caption="a zork thing"):
+    from graft.trainers.data import Dataset, Item
+
+    generator = torch.Generator().manual_seed(0)
+    items = [Item(caption, pixels=torch.rand(64, 64, 3, generator=generator)) for _ in range(count)]
+    return Dataset(tuple(items), trigger="zork")
+
+
+def request(wires, family="sdxl", steps=4, **changes):
+    from graft.adapters.lora import LoRA
+    from graft.host.engine import Request
+    from graft.trainers.plan import Plan
+
+    plan = Plan(**{"steps": steps, "batch_size": 2, **changes.pop("plan", {})})
+    made = Request(
+        wires[family],
+        changes.pop("dataset", None) or dataset(),
+        wires[f"vae_{family}"],
+        wires[f"clip_{family}"],
+        network=LoRA(rank=2, blocks=changes.pop("blocks", "attention")),
+        plan=plan,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def train(*args, **kwargs):
+    from graft.host import engine
+
+    with torch.inference_mode():
+        return engine.train(request(*args, **kwargs))
+
+
+def digests(folder):
+    files = sorted(folder.rglob("*.safetensors"))
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd15", "sdxl_edm"])
+def test_a_run_gives_seven_outputs_and_a_file_that_loads_whole(wires, output, family):
+    outcome = train(wires, family, blocks="all" if family == "sdxl" else "attention")
+    assert len(outcome.loss_map["loss"]) == 4
+    assert len(digests(output)) == 1
+    count = len(outcome.lora_model)
+    assert f"{count} of {count} tensors applied" in outcome.report
+    assert not any(tensor.is_inference() for tensor in outcome.lora_model.values())
+    assert outcome.model is not wires[family]
+    assert outcome.images.ndim == 4
+
+
+def test_equal_runs_write_equal_bytes(wires, output):
+    train(wires)
+    first = digests(output)
+    for path in output.rglob("*.safetensors"):
+        path.unlink()
+    torch.manual_seed(123)
+    train(wires)
+    assert digests(output) == first
+    train(wires, plan={"seed": 1})
+    assert len(set(digests(output).values())) == 2
+
+
+def test_three_and_three_of_six_equals_six(wires, output):
+    whole = train(wires, steps=6)
+    head = train(wires, steps=3, plan={"total_steps": 6})
+    tail = train(wires, steps=3, plan={"total_steps": 6}, state=head.state)
+    assert tail.loss_map == whole.loss_map
+    for key, value in whole.lora_model.items():
+        assert torch.equal(value, tail.lora_model[key])
+
+
+def test_an_interrupt_keeps_the_work_and_the_model(wires, output, monkeypatch):
+    import comfy.model_management as management
+
+    from graft.host import engine
+
+    before = {name: value.clone() for name, value in wires["sdxl"].model.state_dict().items()}
+    calls = []
+
+    def interrupted():  # asked before each of 4 pictures and each step
+        calls.append(1)
+        if len(calls) == 7:
+            raise management.InterruptProcessingException()
+
+    monkeypatch.setattr(engine, "_interrupt", interrupted)
+    with pytest.raises(management.InterruptProcessingException):
+        train(wires, steps=50)
+    monkeypatch.undo()
+    (name,) = digests(output)
+    assert name == "loras/graft_step000002.safetensors"
+    from graft.host import result
+
+    assert result.self_check(output / name, wires["sdxl"]).complete
+    after = wires["sdxl"].model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert not any("forward" in module.__dict__ for module in wires["sdxl"].model.modules())
+    assert engine.is_interrupt(management.InterruptProcessingException())
+
+
+def test_a_failure_keeps_the_work_and_says_where(wires, output, monkeypatch):
+    from graft.trainers.loop import Diverged, Loop
+
+    real = Loop._update
+
+    def diverge(loop):
+        if loop.step == 3:
+            raise Diverged("The loss is nan at step 4.")
+        return real(loop)
+
+    monkeypatch.setattr(Loop, "_update", diverge)
+    with pytest.raises(Diverged, match="after 3 steps is kept in output/loras/graft_step000003"):
+        train(wires, steps=9)
+    assert (output / "loras" / "graft_step000003.safetensors").is_file()
+
+
+def test_a_failing_preview_is_a_warning(wires, output, monkeypatch):
+    from graft.host import preview
+    from graft.trainers.preview import Preview
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no paint")
+
+    monkeypatch.setattr(preview, "sample", fail)
+    outcome = train(wires, preview=Preview(("a zork",), steps=2, every=2))
+    assert len(outcome.loss_map["loss"]) == 4
+
+
+def test_previews_do_not_change_what_is_trained(wires, output):
+    from graft.trainers.preview import Preview
+
+    plain = train(wires)
+    shown = train(
+        wires, preview=Preview(("a zork", "a thing"), steps=2, every=2, width=64, height=64)
+    )
+    assert shown.images.shape == (2, 64, 64, 3)
+    for key, value in plain.lora_model.items():
+        assert torch.equal(value, shown.lora_model[key])
+    names = [path.name for path in sorted(output.rglob("*.png"))]
+    assert names == [f"step_{step:06}_{i}.png" for step in (0, 2, 4) for i in (0, 1)]
+
+
+def test_finish_ends_early_as_if_done(wires, output, monkeypatch):
+    from graft.host import runs
+
+    seen = []
+
+    def finish(run):
+        seen.append(run)
+        return len(seen) >= 2
+
+    monkeypatch.setattr(runs, "wants_finish", finish)
+    outcome = train(wires, steps=50)
+    assert len(outcome.loss_map["loss"]) == 2
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"clip": None}, "No CLIP"),
+        ({"vae": None}, "No VAE"),
+        ({"plan": {"batch_size": 9}}, "batch_size is 9 but the dataset has 4"),
+        ({"blocks": "atn2"}, "Did you mean attn2"),
+        ({"name": "../x"}, "name of the LoRA"),
+        ({"name": "a/b"}, "name of the LoRA"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(wires, output, changes, message):
+    from graft.host import engine
+
+    asked = request(wires, **changes)
+    with pytest.raises(ValueError, match=message):
+        engine.train(asked)
+    assert not list(output.rglob("*.*"))
+
+
+def test_wires_of_another_family_are_named(wires, output):
+    with pytest.raises(ValueError, match="VAE"):
+        train(wires, "sdxl", vae=wires["vae_sd3"])
+    with pytest.raises(ValueError, match="CLIP"):
+        train(wires, "sdxl", clip=wires["clip_sd3"])
+    assert not list(output.rglob("*.safetensors"))
+
+
+def test_the_run_is_known_by_what_it_is(wires):
+    from graft.host import identity
+    from graft.trainers.plan import Plan
+    from tests.host import tiny
+
+    first = identity.run_id(wires["sdxl"], "d", Plan())
+    assert first == identity.run_id(tiny.model("sdxl"), "d", Plan())
+    assert (
+        len(
+            {
+                first,
+                identity.run_id(wires["sdxl"], "e", Plan()),
+                identity.run_id(wires["sdxl"], "d", Plan(seed=1)),
+            }
+        )
+        == 3
+    )
+    patched = wires["sdxl"].clone()
+    key = next(k for k in patched.model.state_dict() if k.endswith("to_q.weight"))
+    patched.add_patches({key: ("diff", (torch.ones_like(patched.model.state_dict()[key]),))}, 0.5)
+    assert identity.run_id(patched, "d", Plan()) != first
