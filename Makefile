@@ -8,7 +8,7 @@ TOPIC ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit lint format serve bench figures clean
+.PHONY: help setup demo test test-unit lint format locales serve bench figures clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -40,6 +40,9 @@ lint: ready  ## ruff, mypy, pydoclint
 format: ready  ## format the code and fix what ruff can
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+locales: ready  ## write locales/ from the nodes' schemas
+	$(RUN) -m tools.make_locales
 
 serve: ready  ## ComfyUI with the pack, to open in a browser (PORT=8188)
 	$(RUN) -m tests.host.server --port $(PORT) $(ARGS)
