@@ -53,6 +53,7 @@ bench: ready  ## our trainer against ComfyUI's, side by side
 figures: ready  ## the project's promises as a table (TOPIC=skeleton)
 	$(RUN) -m benchmarks.figures $(TOPIC) $(ARGS)
 
-clean:  ## remove caches and out/; keeps .venv and .host
-	rm -rf out build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+clean:  ## remove caches and out/; keeps .venv, .host and the states of a pretraining
+	@[ ! -d out ] || find out -mindepth 1 -maxdepth 1 ! -name pretrain -exec rm -rf {} +
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path "./.venv/*" -not -path "./.host/*" -prune -exec rm -rf {} +

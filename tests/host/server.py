@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -507,22 +508,25 @@ def serve(port: int, base: Path, device: str) -> int:
     """Run a server for a person until Ctrl-C, with the example pictures in its input folder."""
     server = ComfyServer(base, port=port, device=device)
     make_folders(server.base)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a killed `make serve` leaves no server behind
+        signal.signal(number, signal.default_int_handler)
     for source in sorted((ROOT / "assets").glob("*/")):
         server.put_input(source)
     print("starting ComfyUI (a minute at most) ...", flush=True)
-    with server:
-        print(f"ComfyUI with Graft: {server.url}", flush=True)
-        print(f"files: {server.base}   log: {server.log_path}", flush=True)
-        print(
-            "templates: Workflow > Browse Templates > graft-finetune.  Ctrl-C stops it.", flush=True
-        )
-        try:
+    try:
+        with server:
+            print(f"ComfyUI with Graft: {server.url}", flush=True)
+            print(f"files: {server.base}   log: {server.log_path}", flush=True)
+            print("templates: Workflow > Browse Templates > graft-finetune", flush=True)
+            print("Ctrl-C stops it", flush=True)
             server.process.wait()  # type: ignore[union-attr]
-        except KeyboardInterrupt:
-            print("stopped")
-            return 0
-        print(server.log_tail())
-        return 1
+            print(server.log_tail())
+    except KeyboardInterrupt:
+        print("stopped")
+        return 0
+    except ServerError as error:
+        print(error)
+    return 1
 
 
 def main() -> int:
