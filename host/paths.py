@@ -81,7 +81,11 @@ def relative_to_output(path: Path) -> str:
     Raises:
         ValueError: ``path`` is not in the output folder.
     """
-    return inside(output_folder(), path).relative_to(output_folder().resolve()).as_posix()
+    base = Path(os.path.abspath(output_folder()))  # noqa: PTH100 - "output/loras" may be a link
+    there = Path(os.path.abspath(path))  # noqa: PTH100
+    if there.is_relative_to(base):
+        return there.relative_to(base).as_posix()
+    return inside(base, path).relative_to(base.resolve()).as_posix()
 
 
 def safe_name(name: str, what: str = "name") -> str:

@@ -6,11 +6,11 @@ and the weights' places are afterwards as they were, whatever happens in between
 """
 
 import contextlib
+import functools
 import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +33,9 @@ class Prompts:
 def check(settings: Preview) -> None:
     """Check the names of a preview's sampler and scheduler against the host's.
 
+    Args:
+        settings: What is to be sampled.
+
     Raises:
         ValueError: The host has no such sampler or scheduler; names near ones.
     """
@@ -52,6 +55,9 @@ def encode_prompts(clip: Any, settings: Preview) -> Prompts:
     Args:
         clip: The CLIP on the wire.
         settings: Prompts and the negative prompt.
+
+    Returns:
+        The conditionings, for ``sample``.
     """
 
     def encode(text: str) -> list[Any]:
@@ -130,7 +136,7 @@ def save_samples(images: torch.Tensor, run: str, step: int) -> tuple[dict[str, s
         pixels = (image.detach().cpu().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
         picture = Image.fromarray(pixels.numpy())
         path = folder / f"step_{step:06}_{index}.png"
-        paths.atomic_write(path, lambda file, made=picture: _save_png(made, file))
+        paths.atomic_write(path, functools.partial(picture.save, format="PNG"))
         refs.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
     return tuple(refs)
 
@@ -309,7 +315,3 @@ def _kept(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_kept(item) for item in value)
     return value
-
-
-def _save_png(picture: Any, path: Path) -> None:
-    picture.save(path, format="PNG")

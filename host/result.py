@@ -6,7 +6,7 @@ All loading goes through ComfyUI's own LoRA code, so what is counted here is wha
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,9 @@ def lora_state_dict(source: Any) -> dict[str, torch.Tensor]:
     Args:
         source: An ``AdapterFile``, what ``attach`` gave, or a mapping of tensors by ComfyUI's
             generic names, ``diffusion_model.<module>.lora_up.weight`` and so on.
+
+    Returns:
+        Tensors by the same names, none of them an inference tensor.
     """
     tensors = source if isinstance(source, Mapping) else source.tensors
     if callable(tensors):
@@ -195,6 +198,9 @@ def lora_metadata(
         resolution: Side of the training pictures in pixels, 0 when unknown.
         facts: More to note, under ``graft.<key>``; keys that begin with ``ss_`` or ``modelspec.``
             are kept as they are.
+
+    Returns:
+        Text by key, none of it empty but an unknown base model.
     """
     config = type(getattr(getattr(model, "model", None), "model_config", None)).__name__
     kind = getattr(getattr(getattr(model, "model", None), "model_type", None), "name", "")
@@ -329,7 +335,7 @@ def _relative_change(
         if weight is None:
             continue
         part = weight if offset is None else weight.narrow(*offset)
-        squared = _change_squared(patch, lambda w=weight: w.float(), offset, key)
+        squared = _change_squared(patch, weight, offset, key)
         if squared is not None:
             change += squared
             # No fp32 copy of the weight: dtype= sums in fp32 as it reads.
@@ -337,12 +343,10 @@ def _relative_change(
     return math.sqrt(change / size) if size > 0 else None
 
 
-def _change_squared(
-    patch: Any, weight: Callable[[], torch.Tensor], offset: Any, key: str
-) -> float | None:
+def _change_squared(patch: Any, weight: torch.Tensor, offset: Any, key: str) -> float | None:
     import comfy.lora
 
-    weights = getattr(patch, "weights", ())
+    weights: tuple[Any, ...] = tuple(getattr(patch, "weights", ()))
     if getattr(patch, "name", "") == "lora" and all(w is None for w in weights[3:6]):
         up, down = (w.flatten(1).to("cpu", torch.float64) for w in weights[:2])
         scale = 1.0 if weights[2] is None else weights[2] / down.shape[0]
@@ -350,7 +354,7 @@ def _change_squared(
         return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0)) * scale**2
     if isinstance(patch, tuple) and patch[0] == "diff":
         return float(torch.linalg.vector_norm(patch[1][0], dtype=torch.float32)) ** 2
-    before = weight()
+    before = weight.float()
     after = comfy.lora.calculate_weight([(1.0, patch, 1.0, offset, None)], before.clone(), key)
     return float((after - before).norm()) ** 2 if after.shape == before.shape else None
 

@@ -98,7 +98,13 @@ def write(
 
 
 def read(path: Path) -> AdapterFile:
-    """The tensors and metadata of a safetensors file, on the CPU; ``name`` is the file's stem.
+    """Read a safetensors file; nothing keeps it open or mapped afterwards.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors on the CPU and metadata; ``name`` is the file's stem.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -129,6 +135,9 @@ def ranks(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, float]]:
     Args:
         tensors: ``<prefix>.lora_down.weight`` ``[r, in, ...]``, ``<prefix>.lora_up.weight``
             ``[out, r, ...]`` and ``<prefix>.alpha`` ``[]``; alpha is the rank where it is absent.
+
+    Returns:
+        Pairs of rank and alpha.
     """
     suffix = ".lora_down.weight"
     found = {}

@@ -274,3 +274,19 @@ def test_a_file_in_place_of_the_folder_is_named(paths, tmp_path):
     for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
         with pytest.raises(ValueError, match="a file is in its place"):
             paths.check_writable(folder)
+
+
+def test_a_linked_loras_folder_is_still_below_output(paths, comfy, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    (tmp_path / "output").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    try:
+        (tmp_path / "output/loras").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system lets nobody make links")
+    path = tmp_path / "output/loras/x.safetensors"
+    assert paths.relative_to_output(path) == "loras/x.safetensors"
+    with pytest.raises(ValueError, match="leads out of"):
+        paths.relative_to_output(tmp_path / "output/../elsewhere/x")
