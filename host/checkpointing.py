@@ -17,10 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 def find_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
-    """Return the modules that are checkpointed, in the model's order, none inside another.
+    """Find the modules to checkpoint.
 
     Args:
         diffusion_model: the network of any ComfyUI model.
+
+    Returns:
+        Blocks in the model's order, none inside another.
 
     Raises:
         ValueError: the network has no blocks that this function knows.
@@ -69,7 +72,7 @@ class Checkpointing:
         self._installed = []
 
 
-def _unet_blocks(unet: nn.Module) -> Iterator[nn.Module]:
+def _unet_blocks(unet: Any) -> Iterator[nn.Module]:
     sequences = [*unet.input_blocks, getattr(unet, "middle_block", None), *unet.output_blocks]
     for sequence in sequences:
         # The host never calls these sequences: it walks through their layers.
@@ -126,8 +129,10 @@ class _Recomputed:
         if not (self._is_active and torch.is_grad_enabled()):
             return self._forward(*args, **kwargs)
         names = list(kwargs)
-        live: tuple | None = (*args, *kwargs.values())
-        kept = tuple(self._keep(v) for v in live)
+        values = (*args, *kwargs.values())
+        live: tuple | None = values
+        kept = tuple(self._keep(v) for v in values)
+        del args, kwargs, values  # nothing here may keep the block's inputs alive
 
         def run(*values: Any) -> Any:
             nonlocal live

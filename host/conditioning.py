@@ -38,6 +38,9 @@ class Encoded:
         Args:
             conditioning: pairs of a tensor and a dict; one pair.
 
+        Returns:
+            A copy on the CPU.
+
         Raises:
             ValueError: it holds several prompts, or something that belongs to sampling only.
         """
@@ -89,6 +92,9 @@ def encode_text(clip: Any, text: str) -> Encoded:
         clip: a CLIP.
         text: the prompt.
 
+    Returns:
+        Its encoding.
+
     Raises:
         ValueError: the CLIP is scheduled by hooks.
     """
@@ -121,9 +127,9 @@ def family_check(model: Any, clip: Any, encoded: Encoded | None = None) -> None:
     config = base.model_config.unet_config
     label = config.get("adm_in_channels") or config.get("vec_in_dim")
     pooled = encoded.extras.get("pooled_output")
-    if isinstance(label, int) and pooled is None:
-        raise ValueError(_mismatch(*names, "pooled text", 0, label))
     if isinstance(label, int):
+        if pooled is None:
+            raise ValueError(_mismatch(*names, "pooled text", 0, label))
         item = Conditioner(base, "cpu").per_item(encoded, width=512, height=512)
         made = item.conds["y"].cond.shape[-1] if "y" in item.conds else label
         if made != label:
@@ -158,8 +164,9 @@ def _text_width(base: Any) -> int | None:
         layer = getattr(base.diffusion_model, name, None)
         if isinstance(layer, nn.Module):
             for module in layer.modules():
-                if hasattr(module, "in_features"):
-                    return module.in_features
+                width = getattr(module, "in_features", None)
+                if isinstance(width, int):
+                    return width
     return None
 
 
@@ -218,26 +225,10 @@ class Conditioner:
         Raises:
             ValueError: the model wants nested (audio-video) latents.
         """
-        original = original or (height, width)
         shape = (1, *(latent_shape or self._latent_shape(width, height)))
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self._device)
-        sizes = {
-            "width": original[1],
-            "height": original[0],
-            "crop_w": crop[1],
-            "crop_h": crop[0],
-            "target_width": width,
-            "target_height": height,
-        }
-        rest = {
-            "noise": noise,
-            "device": self._device,
-            "latent_image": torch.zeros_like(noise),
-            "denoise_mask": None,
-            "prompt_type": "positive",
-            "seed": None,
-        }
-        params = {**sizes, **encoded.extras, "cross_attn": encoded.text, **rest}
+        sizes = _sizes((height, width), original or (height, width), crop)
+        params = {**sizes, **encoded.extras, **self._sampler_params(shape)}
+        params["cross_attn"] = encoded.text
         # Some models run text layers here, but only in inference mode, where the sampler calls this.
         with torch.inference_mode():
             made = self._model.extra_conds(**params)
@@ -272,11 +263,37 @@ class Conditioner:
                 groups.append((same, {k: _to(v, self._device) for k, v in inputs.items()}))
         return Batch(tuple(groups))
 
+    def _sampler_params(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        """What the host's sampler tells `extra_conds` for text to image."""
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self._device)
+        return {
+            "noise": noise,
+            "device": self._device,
+            "latent_image": torch.zeros_like(noise),
+            "denoise_mask": None,
+            "prompt_type": "positive",
+            "seed": 0,
+        }
+
     def _latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         latents = self._model.latent_format
         ratio = getattr(latents, "spacial_downscale_ratio", 8)
         frames = (1,) * (latents.latent_dimensions - 2)
         return (latents.latent_channels, *frames, height // ratio, width // ratio)
+
+
+def _sizes(
+    target: tuple[int, int], original: tuple[int, int], crop: tuple[int, int]
+) -> dict[str, int]:
+    """SDXL's size conditioning by the host's names, from (height, width) and (top, left)."""
+    return {
+        "width": original[1],
+        "height": original[0],
+        "crop_w": crop[1],
+        "crop_h": crop[0],
+        "target_width": target[1],
+        "target_height": target[0],
+    }
 
 
 def _own(value: Any) -> Any:

@@ -50,6 +50,9 @@ class HostDenoiser:
 
         Args:
             sigma: noise levels ``[B]``.
+
+        Returns:
+            Levels of the table, or ``sigma`` itself, ``[B]``.
         """
         if not self._is_discrete:
             return sigma
@@ -79,6 +82,9 @@ class HostDenoiser:
             sigma: noise levels ``[B]``.
             output: the raw network's output ``[B, C, ...]``.
             x: the noised latent ``[B, C, ...]``.
+
+        Returns:
+            The denoised latent, fp32 ``[B, C, ...]``.
         """
         return self._sampling.calculate_denoised(sigma.float(), output.float(), x.float())
 
@@ -123,7 +129,8 @@ class HostDenoiser:
     def _forward(self, x: torch.Tensor, sigma: torch.Tensor, cond: Batch) -> torch.Tensor:
         if len(cond.groups) == 1:
             return self._apply(x, sigma, cond.groups[0][1])
-        parts, order = [], []
+        parts: list[torch.Tensor] = []
+        order: list[int] = []
         for indices, inputs in cond.groups:
             at = torch.tensor(indices, device=x.device)
             parts.append(self._apply(x[at], sigma[at], inputs))

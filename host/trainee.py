@@ -30,6 +30,10 @@ _is_training = False
 class Trainee:
     """A training clone, loaded. Valid inside `trainee` only.
 
+    Args:
+        patcher: the clone.
+        compute_dtype: dtype of activations.
+
     Attributes:
         patcher: the clone (a ModelPatcher); sample with it to see what was trained so far.
         model: its BaseModel.
