@@ -81,13 +81,12 @@ def train(node: Any, **values: Any) -> io.NodeOutput:
     hidden = node.hidden
     extra = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
     workflow = extra.get("workflow")
-    request = engine.Request(
-        **values,
-        node_id=hidden.unique_id,
-        workflow_id=workflow.get("id") if isinstance(workflow, dict) else None,
-        extra_pnginfo=extra,
-    )
-    made = engine.train(request)
+    asker = {
+        "node_id": hidden.unique_id,
+        "workflow_id": workflow.get("id") if isinstance(workflow, dict) else None,
+        "extra_pnginfo": extra,
+    }
+    made = engine.train(engine.Request(**values, **asker))
     return io.NodeOutput(
         made.model,
         made.clip,
