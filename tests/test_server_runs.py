@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training in graphs on a real server: what a run leaves behind, however it ends."""
+
+import pytest
+
+from graft.benchmarks.skeleton import graphs, runs
+
+pytestmark = pytest.mark.server
+
+
+def test_an_interrupt_keeps_the_work_and_leaves_the_model_alone(server):
+    seen = runs.interrupted(server)
+    assert seen["prompt_interrupted"] and seen["state"] == "interrupted"
+    assert seen["steps_after"] <= 1
+    (name,) = seen["new_files"]
+    assert name.startswith("stopped_step")
+    assert seen["samples_differ"] and not seen["lora_complaints"]
+    assert seen["change"] == 0
+
+
+def test_the_same_graph_and_seed_give_the_same_file(server):
+    assert runs.repeated(server)
+
+
+def test_another_seed_gives_another_file(server):
+    files = []
+    for seed in (0, 1):
+        graph = graphs.Mini(server)
+        node = graph.train(name="seeds", steps=2, seed=seed, **runs.SHORT)
+        graph.save(node, filename=f"seed{seed}")
+        server.run(graph.prompt)
+        files.append(graphs.loras(server)[f"seed{seed}.safetensors"])
+    assert files[0] != files[1]
+
+
+def test_training_sampling_and_training_on_in_one_server(server):
+    assert runs.continued(server)
+
+
+def test_the_stock_loader_gives_the_model_on_the_wire(server):
+    off, change = runs.reloaded(server)
+    assert change > 0.02, "the LoRA has to do something for this to say anything"
+    assert off <= 1e-3
+
+
+def test_core_nodes_take_what_comes_out(server):
+    graph = graphs.Mini(server)
+    node = graph.train(name="core", steps=3, **runs.SHORT)
+    graph.add("SaveLoRA", lora=[node, 2], prefix="loras/by_core")
+    loader = graph.add("LoraModelLoader", model=graph.model, lora=[node, 2], strength_model=1.0)
+    plot = graph.add("LossGraphNode", loss=[node, 4], filename_prefix="loss")
+    graph.add("PreviewImage", images=[node, 5])
+    graph.sample([node, 0], "core_wire")
+    graph.sample([loader, 0], "core_loaded")
+    entry = server.run(graph.prompt)
+    assert server.images(entry, plot) or entry["outputs"].get(plot)
+    wire, loaded = graphs.latent(server, "core_wire"), graphs.latent(server, "core_loaded")
+    assert runs.difference(wire, loaded) <= 1e-3
+    (saved,) = [name for name in graphs.loras(server) if name.startswith("by_core")]
+    from_file = runs.sampled(server, "core_file", saved)
+    assert runs.difference(wire, from_file) <= 1e-3
+
+
+def test_events_have_no_gaps_and_do_not_flood(server):
+    seen = runs.watched(server)
+    assert seen["kinds"][0] == "start" and seen["kinds"][-1] == "ended"
+    assert seen["gaps"] == 0 and seen["nodes"]
+    assert seen["steps"] == list(range(1, 41))
+    assert seen["busiest_second"] <= 6  # five a second, and the last one
+    assert seen["rest"] and seen["state"] == "done"
+
+
+def test_a_run_that_is_finished_early_goes_on_with_the_next_nodes(server):
+    seen = runs.finished(server)
+    assert seen["state"] == "finished" and seen["steps"] < 400 and seen["saved"]
+
+
+def test_unknown_runs_are_refused(server):
+    for path in ("/graft/runs/0123456789abcdef", "/graft/runs/..%2f..%2fetc"):
+        status, _ = server.request(path)
+        assert status == 404
+    status, _ = server.request("/graft/runs/0123456789abcdef/finish", {}, method="POST")
+    assert status == 404
