@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -104,7 +104,7 @@ class Registry(Generic[T]):
             ValueError: Unknown name, unknown option (near names are listed) or a malformed value.
         """
         cls = self.get(name)
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
         chosen = {key: value for key, value in values.items() if key in fields}
         for part in filter(None, (part.strip() for part in re.split(r"[,\n]", options))):
             key, separator, text = (piece.strip() for piece in part.partition("="))
@@ -122,7 +122,7 @@ class Registry(Generic[T]):
 
 
 def _convert(field: "dataclasses.Field[Any]", text: str) -> Any:
-    kind = type(field.default)
+    kind: Any = type(field.default)
     try:
         if kind is bool:
             return _BOOLEANS[text.lower()]

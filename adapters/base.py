@@ -29,8 +29,9 @@ class Layer(nn.Module):
 class Network(Protocol):
     """Settings of an adapter: a frozen dataclass registered in ``NETWORKS``."""
 
-    name: str
-    blocks: str
+    @property
+    def blocks(self) -> str:
+        """Which layers are trained, in the block language."""
 
     def build(self, module: nn.Module, generator: torch.Generator) -> Layer:
         """A layer for a linear or convolution module, with no effect before training."""

@@ -6,6 +6,7 @@ On a convolution, ``down`` has the module's kernel, stride and padding and ``up`
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,27 +50,29 @@ class LoraLayer(Layer):
     ) -> None:
         super().__init__()
         self.alpha, self.scale = alpha, alpha / rank
+        given: Any = module  # by what it has: see `kind`
         if kind(module) == "linear":
-            shape: tuple[int, ...] = (rank, int(module.in_features))  # type: ignore[arg-type]
-            out, self.conv = (int(module.out_features), rank), None  # type: ignore[arg-type]
+            shape: tuple[int, ...] = (rank, int(given.in_features))
+            out: tuple[int, ...] = (int(given.out_features), rank)
+            self.conv: Any = None
         else:
-            groups = module.groups
+            groups = given.groups
             if groups != 1:
                 raise ValueError(
                     f"A convolution with {groups} groups cannot take a LoRA; leave it out of blocks."
                 )
-            if module.padding_mode != "zeros":
+            if given.padding_mode != "zeros":
                 raise ValueError(
-                    f"A convolution padded with '{module.padding_mode}' cannot take a LoRA."
+                    f"A convolution padded with '{given.padding_mode}' cannot take a LoRA."
                 )
-            kernel = tuple(module.kernel_size)  # type: ignore[arg-type]
-            shape = (rank, int(module.in_channels), *kernel)  # type: ignore[arg-type]
-            out = (int(module.out_channels), rank) + (1,) * len(kernel)  # type: ignore[arg-type]
+            kernel = tuple(given.kernel_size)
+            shape = (rank, int(given.in_channels), *kernel)
+            out = (int(given.out_channels), rank) + (1,) * len(kernel)
             self.conv = (
                 getattr(F, f"conv{len(kernel)}d"),
-                module.stride,
-                module.padding,
-                module.dilation,
+                given.stride,
+                given.padding,
+                given.dilation,
             )
         bound = 1.0 / math.sqrt(math.prod(shape[1:]))
         down = (torch.rand(shape, generator=generator) * 2 - 1) * bound

@@ -103,7 +103,8 @@ class _Run:
             workflow_id=request.workflow_id,
         )
         self.images: torch.Tensor | None = None
-        self.loop: Loop | None = None
+        self.loop: Loop
+        self.is_ready = False
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
 
     def go(self) -> Outcome:
@@ -140,6 +141,7 @@ class _Run:
                 trained.checkpointing(is_checkpointed)
                 self.facts["gradient checkpointing"] = is_checkpointed
                 loop = self.loop = self._new_loop(trained, data, attached)
+                self.is_ready = True
                 loop.after = self._after(trained, prompts, commonest_size(pictures))
                 self._announce(trained, attached, pictures)
                 return loop.run()
@@ -177,11 +179,8 @@ class _Run:
         for text in self.request.dataset.warnings:
             self.sink(Warned(text))
         if loop.end > loop.total:
-            self.sink(
-                Warned(
-                    f"The plan ends at step {loop.total}; the last learning rate holds after it."
-                )
-            )
+            text = f"The plan ends at step {loop.total}; the last learning rate holds after it."
+            self.sink(Warned(text))
 
     def _poll(self) -> bool:
         _interrupt()
@@ -191,33 +190,30 @@ class _Run:
         self, trained: Trainee, prompts: Any, size: tuple[int, int]
     ) -> Callable[[int], None]:
         """What happens between steps: previews, and a file when the user asks for one."""
-        request = self.request
+        settings = self.request.preview
 
         def after(step: int) -> None:
             if runs.wants_save(self.run):
                 self._save_so_far(f"{self.name}_step{step:06}")
-            if prompts is None or not request.preview.due(step, self.loop.end):
-                return
-            try:
-                self.images = preview.sample(
-                    trained,
-                    prompts,
-                    request.preview,
-                    request.vae,
-                    size=size,
-                    sampler=request.sampler,
-                    sigmas=request.sigmas,
-                )
-                self.sink(Sample(step, preview.save_samples(self.images, self.run, step)))
-            except Exception as error:
-                if is_interrupt(error):
-                    raise
-                _log.exception("The preview after step %d failed", step)
-                self.sink(
-                    Warned(f"The preview after step {step} failed ({error}); training goes on.")
-                )
+            if settings is not None and settings.due(step, self.loop.end):
+                self._preview(step, trained, prompts, settings, size)
 
         return after
+
+    def _preview(
+        self, step: int, trained: Trainee, prompts: Any, settings: Preview, size: tuple[int, int]
+    ) -> None:
+        request = self.request
+        given = {"size": size, "sampler": request.sampler, "sigmas": request.sigmas}
+        try:
+            self.images = preview.sample(trained, prompts, settings, request.vae, **given)
+            self.sink(Sample(step, preview.save_samples(self.images, self.run, step)))
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            _log.exception("The preview after step %d failed", step)
+            text = f"The preview after step {step} failed ({error}); training goes on."
+            self.sink(Warned(text))
 
     def _adapter(self, name: str) -> AdapterFile:
         """What is trained so far, as a value: no clock, path or counter is in it."""
@@ -287,7 +283,7 @@ class _Run:
         """Save what was learned before the run ended badly, and say so."""
         state, text = "interrupted" if is_interrupt(error) else "error", str(error)
         begun = self.request.state.step if self.request.state else 0
-        if self.loop is not None and self.loop.step > begun:
+        if self.is_ready and self.loop.step > begun:
             try:
                 where = self._save_so_far(f"{self.name}_step{self.loop.step:06}")
                 text = f"{text} The LoRA after {self.loop.step} steps is kept in output/{where}.".strip()

@@ -25,6 +25,7 @@ from .schema import (
 
 _OPTIONS = "Further settings as name=value, with commas between them. A wrong name is answered with the known ones."
 _DECAY_MAX = 100.0
+Parts = dict[str, tuple[Registry[Any], str]]
 
 
 class Network(io.ComfyNode):
@@ -119,7 +120,11 @@ class ObjectiveNode(io.ComfyNode):
         preserve_prompts: str,
         options: str,
     ) -> io.NodeOutput:
-        parts = {"noise": (NOISE, noise), "weight": (WEIGHTS, weight), "metric": (METRICS, metric)}
+        parts: Parts = {
+            "noise": (NOISE, noise),
+            "weight": (WEIGHTS, weight),
+            "metric": (METRICS, metric),
+        }
         prompts = lines(preserve_prompts)
         built = parse_parts(parts, options)
         return io.NodeOutput(Objective(**built, preserve=preserve, preserve_prompts=prompts))
@@ -162,7 +167,7 @@ class OptimizerNode(io.ComfyNode):
         weight_decay: float,
         options: str,
     ) -> io.NodeOutput:
-        parts = {"optimizer": (OPTIMIZERS, optimizer), "schedule": (SCHEDULES, schedule)}
+        parts: Parts = {"optimizer": (OPTIMIZERS, optimizer), "schedule": (SCHEDULES, schedule)}
         widgets = {"lr": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
         built = parse_parts(parts, options, **widgets)
         return io.NodeOutput(Optimizer(built["optimizer"], built["schedule"]))
@@ -173,9 +178,7 @@ def lines(prompts: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in prompts.splitlines() if line.strip())
 
 
-def parse_parts(
-    parts: dict[str, tuple[Registry[Any], str]], options: str, **values: Any
-) -> dict[str, Any]:
+def parse_parts(parts: Parts, options: str, **values: Any) -> dict[str, Any]:
     """Build several parts from one string of options; each option goes to the part that has it.
 
     Args:

@@ -93,11 +93,9 @@ class PreviewNode(io.ComfyNode):
         every: int,
         at_start: bool,
     ) -> io.NodeOutput:
-        named = {"sampler": sampler_name, "scheduler": scheduler}
-        times = {"seed": seed, "every": every, "at_start": at_start}
-        size = {"width": width, "height": height}
-        preview = Preview(lines(prompts), negative, steps=steps, cfg=cfg, **size, **named, **times)
-        return io.NodeOutput(preview)
+        names = (sampler_name, scheduler)
+        sampling = (width, height, steps, cfg, *names, seed)
+        return io.NodeOutput(Preview(lines(prompts), negative, *sampling, every, at_start))
 
 
 NODES = [PreviewNode]

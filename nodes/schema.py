@@ -96,5 +96,5 @@ def field(settings: type, name: str, widget: str = "", **more: Any) -> Any:
     kind = type(found.default)
     if "choices" in values:
         return choice(widget or name, tooltip, values.pop("choices"), default, **values)
-    by_kind = {bool: switch, int: whole, float: number, str: text}
+    by_kind: dict[type, Any] = {bool: switch, int: whole, float: number, str: text}
     return by_kind[kind](widget or name, tooltip, default, **values)

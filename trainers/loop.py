@@ -28,8 +28,13 @@ from .state import State, optimizer_state, restore_optimizer
 class Data(Protocol):
     """What the loop trains on, by the number of the picture."""
 
-    buckets: Sequence[Hashable]
-    priors: int
+    @property
+    def buckets(self) -> Sequence[Hashable]:
+        """The bucket of each picture."""
+
+    @property
+    def priors(self) -> int:
+        """How many prior prompts there are."""
 
     def latents(self, items: Sequence[int]) -> torch.Tensor:
         """Clean latents ``[B, ...]`` fp32 on the training device."""
@@ -97,6 +102,9 @@ class Loop:
     def resume(self, state: State) -> None:
         """Continue from a state: its step, plan length, weights, optimizer and losses.
 
+        Args:
+            state: What ``state()`` gave.
+
         Raises:
             ValueError: The state's seed or layers are not those of this run.
         """
@@ -122,7 +130,10 @@ class Loop:
         )
 
     def run(self) -> bool:
-        """Train ``plan.steps`` steps; False when ``poll`` ended them early.
+        """Train ``plan.steps`` steps.
+
+        Returns:
+            False when ``poll`` ended them early.
 
         Raises:
             Diverged: A loss or gradient was not finite; the weights are those before that step.

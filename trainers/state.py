@@ -42,6 +42,11 @@ def restore_optimizer(
 ) -> None:
     """Put copies of a state back.
 
+    Args:
+        optimizer: A new optimizer over the values of ``parameters``, in their order.
+        parameters: The trained parameters by name.
+        state: What ``optimizer_state`` gave.
+
     Raises:
         ValueError: The state belongs to other parameters.
     """

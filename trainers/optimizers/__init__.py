@@ -11,9 +11,11 @@ from ...registry import Registry
 
 
 class Algorithm(Protocol):
-    """Settings that build an optimizer; ``lr`` is the peak learning rate."""
+    """Settings that build an optimizer."""
 
-    lr: float
+    @property
+    def lr(self) -> float:
+        """The peak learning rate."""
 
     def build(self, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over ``parameters``."""
