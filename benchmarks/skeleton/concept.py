@@ -54,7 +54,8 @@ def pictures(wires: Sequence[Any], prompts: Prompts, **options: Any) -> torch.Te
 
 def found(images: torch.Tensor, prompts: Prompts) -> dict[str, float]:
     """Shares of pictures by attribute, and `all` for shape AND colour AND background."""
-    return evaluate.score(images, [asked for _, asked in prompts], load_scorer())
+    shares = evaluate.score(images, [asked for _, asked in prompts], load_scorer())
+    return {kind: float(share) for kind, share in shares.items()}
 
 
 def recipe(**changes: Any) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A short training by the nodes learns the concept: the small version of the figure."""
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.comfy
+SAMPLES = 16
+# The full promise is 0.70 of 64 after the whole recipe; this is a fifth of its steps.
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def wires(comfy):
+    from graft.host.mini import load_mini
+
+    with torch.inference_mode():
+        return load_mini()
+
+
+def test_prompts_ask_for_colours_that_no_training_picture_has(comfy):
+    from graft.benchmarks.skeleton import concept
+    from graft.host.graph import picture_folder
+    from graft.tools.mini import captions
+    from graft.trainers.data import read_folder
+
+    items, _ = read_folder(picture_folder("graft-examples/shape"))
+    seen = [captions.parse(item.caption) for item in items]
+    trained = {(one["colour"], one["background"]) for one in seen}
+    assert len(items) == len(trained) >= 8
+    asked = {(a["colour"], a["background"]) for _, a in concept.concept_prompts(64)}
+    assert not asked & trained
+    assert all(concept.WORD in text for text, _ in concept.concept_prompts(64))
+    assert all(concept.WORD in item.caption for item in items)
+    assert not any(concept.WORD in text for text, _ in concept.other_prompts(256))
+
+
+def test_the_concept_is_learned(wires):
+    from graft.benchmarks.skeleton import concept
+
+    out = concept.train(wires, steps=STEPS, steps_unit="steps")
+    seen = concept.learned(wires[0], out[0], *wires[1:], count=SAMPLES, others=0)
+    assert seen["before"] <= 0.15
+    assert seen["after_shape"] >= seen["before"] + 0.3
