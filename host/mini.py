@@ -32,6 +32,14 @@ UNET_CONFIG: dict[str, Any] = {
     "use_temporal_attention": False,
     "use_temporal_resblock": False,
 }
+DETECTED = (
+    "model_channels",
+    "use_linear_in_transformer",
+    "transformer_depth",
+    "context_dim",
+    "adm_in_channels",
+    "use_temporal_attention",
+)
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 
@@ -49,12 +57,27 @@ def clip_options() -> dict[str, dict[str, int]]:
 
 
 def mini_config_class() -> type:
-    """The model configuration class, made from ComfyUI's own SDXL configuration."""
-    from comfy import supported_models
+    """The model configuration class, made from ComfyUI's own SDXL configuration.
 
-    keys = ("model_channels", "use_linear_in_transformer", "transformer_depth", "context_dim", "adm_in_channels")
-    matched = {key: UNET_CONFIG[key] for key in (*keys, "use_temporal_attention")}
-    return type("GraftMini", (supported_models.SDXL,), {"unet_config": matched, "__module__": __name__})
+    Registered among ComfyUI's supported models, it also lets the stock checkpoint loader read the asset.
+    """
+    from comfy import sdxl_clip, supported_models, supported_models_base
+
+    class MiniClip(sdxl_clip.SDXLClipModel):
+        """SDXL's text model with the miniature encoders."""
+
+        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: dict[str, Any] | None = None) -> None:
+            super().__init__(device=device, dtype=dtype, model_options={**(model_options or {}), **clip_options()})
+
+    class GraftMini(supported_models.SDXL):
+        """SDXL in miniature."""
+
+        unet_config = {key: UNET_CONFIG[key] for key in DETECTED}
+
+        def clip_target(self, state_dict: Any = None) -> Any:
+            return supported_models_base.ClipTarget(sdxl_clip.SDXLTokenizer, MiniClip)
+
+    return GraftMini
 
 
 def mini_config() -> Any:
@@ -123,7 +146,7 @@ def _build_clip(state: dict[str, Any], embedding_directory: Any) -> Any:
     target = config.clip_target(state_dict=state)
     state = config.process_clip_state_dict(state)
     state["clip_l.transformer.text_projection.weight"] = torch.eye(WIDTH, dtype=torch.float16)
-    options: dict[str, Any] = {"model_options": clip_options(), "parameters": comfy.utils.calculate_parameters(state)}
+    options: dict[str, Any] = {"parameters": comfy.utils.calculate_parameters(state)}
     at_once = "state_dict" in inspect.signature(comfy.sd.CLIP.__init__).parameters
     if at_once:
         options["state_dict"] = state

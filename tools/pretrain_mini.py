@@ -17,7 +17,8 @@ import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PLANS = {"autoencoder": 1000, "scorer": 3000, "unet": 16000}
+PLANS = {"autoencoder": 2200, "scorer": 1500, "unet": 15000}
+MODULES = {stage: f"pretrain_{stage}" for stage in PLANS} | {"concepts": "make_concepts", "photos": "make_photos"}
 
 
 def _prepare(comfy_path: Path, device: str) -> None:
@@ -34,7 +35,7 @@ def _prepare(comfy_path: Path, device: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stages = ("autoencoder", "scorer", "unet", "export", "evaluate", "concepts", "all")
+    stages = ("autoencoder", "scorer", "unet", "export", "evaluate", "concepts", "photos", "all")
     parser.add_argument("--stage", choices=stages, default="all")
     parser.add_argument("--minutes", type=float, default=90.0, help="time limit of this leg")
     parser.add_argument("--total-steps", type=int, default=0, help="planned steps of the stage; 0: its default")
@@ -87,9 +88,7 @@ def _run(stage: str, options: argparse.Namespace) -> None:
 
     device = torch.device(options.device)
     total = options.total_steps or PLANS.get(stage, 0)
-    module = importlib.import_module(
-        f"graft.tools.mini.{'pretrain_' + stage if stage in PLANS else {'concepts': 'make_concepts'}.get(stage, stage)}"
-    )
+    module = importlib.import_module(f"graft.tools.mini.{MODULES.get(stage, stage)}")
     if stage == "unet":
         _run_crew(options, total)
     elif stage in PLANS:

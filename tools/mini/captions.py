@@ -34,7 +34,7 @@ UNKNOWN = "<unknown>"
 EXTRA_WORDS = ("and", "is", "the", "one")
 
 _NAMED = {word: name for name, synonyms in words.SYNONYMS.items() for word in synonyms}
-_BACKGROUND = re.compile(r"(?:over|on|background is)(?: an?| the)? (\w+ )?(\w+)|(\w+) background")
+_LEAD = re.compile(r"\b(?:over|on|background is)(?: an?| the)?(?: (\w+))?$")
 
 
 def _say(name: str, chooser: random.Random) -> str:
@@ -88,22 +88,18 @@ def parse(text: str) -> dict[str, str]:
         The attributes that are named: any of `shape`, `colour`, `background`, `texture`, `size`.
     """
     found: dict[str, str] = {}
-    colours = [(match.start(), match.group()) for match in re.finditer(r"\w+", text) if match.group() in words.COLOURS]
     for word in re.findall(r"\w+", text):
         name = _NAMED.get(word, "")
-        for kind, names in (("shape", words.SHAPES), ("texture", words.TEXTURES), ("size", words.SIZES)):
-            if name in names:
+        for kind, known in (("shape", words.SHAPES), ("texture", words.TEXTURES), ("size", words.SIZES)):
+            if name in known:
                 found[kind] = name
-    for match in _BACKGROUND.finditer(text):
-        for group in (2, 3):
-            if match.group(group) in words.COLOURS:
-                found["background"] = match.group(group)
-                colours = [entry for entry in colours if entry[0] != match.start(group)]
-        if match.group(1) and match.group(1).strip() in words.COLOURS:
-            found["background"] = match.group(1).strip()
-            colours = [entry for entry in colours if entry[0] != match.start(1)]
-    if colours:
-        found["colour"] = colours[0][1]
+    for match in re.finditer(r"\w+", text):
+        if match.group() in words.COLOURS:
+            lead = _LEAD.search(text[: match.start()].rstrip())
+            between = _NAMED.get(lead.group(1) or "", "") if lead else ""
+            led = lead is not None and (lead.group(1) is None or between in words.TEXTURES)
+            behind = led or text[match.end() :].startswith(" background")
+            found.setdefault("background" if behind else "colour", match.group())
     return found
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training pictures of the UNet stage: fresh drawings, encoded in chunks and kept for a few uses.
 
-Encoding costs as much as half a training step on a CPU, so each drawing is used about `REUSE` times, with a newly
+Encoding costs nearly as much as a training step on a CPU, so each drawing is used about `REUSE` times, with a newly
 worded caption every time. Nothing is stored on disk; a resumed run refills the pool from the step's seed.
 """
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from . import captions, drawing, legs, text
 
-REUSE = 3
+REUSE = 5
 SHARES = (0.7, 0.15, 0.15)
 DROPOUT = 0.1
 
@@ -31,13 +31,13 @@ class Pool:
 
 
 class LatentSource:
-    """Batches of latents, token rows and SDXL size conditioning."""
+    """Batches of latents, token rows and SDXL size conditioning; a crew encodes at the same steps."""
 
-    def __init__(self, autoencoder: nn.Module, tokens: text.WordTokens, batch: int, seed: int, fast: bool) -> None:
-        self.autoencoder, self.tokens, self.batch, self.seed = autoencoder, tokens, batch, seed
+    def __init__(self, autoencoder: nn.Module, tokens: text.WordTokens, batch: int, seed: int, rank: int = 0) -> None:
+        self.autoencoder, self.tokens, self.batch = autoencoder, tokens, batch
+        self.seed, self.crew_seed = seed * 64 + rank, seed
         self.device = next(autoencoder.parameters()).device
         self.reuse = 1 if self.device.type == "cuda" else REUSE
-        self.fast = fast
         self.pools: list[Pool] = []
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ class LatentSource:
         sizes = torch.cat([target * scale + crops, crops, target.expand(count, 2)], 1).float()
         pictures = drawing.draw(attributes, generator, height, width, offset=-crops.float())
         pictures = pictures.to(self.device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+        with torch.autocast(self.device.type, torch.bfloat16):
             latents = self.autoencoder.taesd_encoder(pictures).float().contiguous()
         return Pool(latents, sizes.to(self.device), [captions.names(attributes, row) for row in range(count)])
 
@@ -84,10 +84,11 @@ class LatentSource:
         if not self.pools:
             self.fill(step)
         generator = legs.step_generator(self.seed, step, 2)
+        together = random.Random(self.crew_seed * 1_000_003 + step)
         chooser = random.Random(self.seed * 1_000_003 + step)
-        aspect = chooser.choices(range(3), SHARES)[0]
+        aspect = together.choices(range(3), SHARES)[0]
         pool = self.pools[aspect]
-        if chooser.random() < 1 / self.reuse:
+        if together.random() < 1 / self.reuse:
             self._renew(pool, aspect, generator)
         chosen = torch.randperm(len(pool.named), generator=generator)[: self.batch]
         rows = []

@@ -14,6 +14,7 @@ from . import latents, legs, pretrain_autoencoder, text
 
 PEAK_RATE = 1e-3
 GAMMA = 5.0
+STRONGEST = 20.0
 CHECKPOINT_EVERY = 400
 ZERO_ENDINGS = (".out_layers.3", ".proj_out", "out.2")
 UNTRAINED = ("clip.clip_l.transformer.text_projection", "clip.clip_l.transformer.text_model.final", "logit_scale")
@@ -70,6 +71,15 @@ class Trainee(nn.Module):
         return self.unet(noisy, index.float(), context=context, y=adm, transformer_options={})
 
 
+def balance(sigma: torch.Tensor) -> torch.Tensor:
+    """Weight of the noise error by sigma ``[B]``: that of the v error, less at both ends.
+
+    Unweighted, the noise error hardly sees the noisy steps that decide which shape and colours a picture gets.
+    """
+    variance = sigma.square()
+    return torch.minimum(variance * GAMMA, variance + 1).clamp(max=STRONGEST)
+
+
 def _loss(model: nn.Module, sigmas: torch.Tensor, batch: Any, generator: torch.Generator, fast: bool) -> torch.Tensor:
     clean, rows_l, rows_g, sizes = batch
     count, device = clean.shape[0], clean.device
@@ -81,7 +91,7 @@ def _loss(model: nn.Module, sigmas: torch.Tensor, batch: Any, generator: torch.G
     with torch.autocast(device.type, torch.bfloat16, enabled=fast):
         predicted = model(noisy, index, rows_l, rows_g, sizes)
     error = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
-    weight = (sigma.square().view(-1) * GAMMA).clamp(max=1.0)
+    weight = balance(sigma.view(-1))
     return (error * weight).mean() / weight.mean()
 
 
@@ -148,15 +158,14 @@ def train(
     run = Run(folder, device, seed)
     model = torch.compile(run.model) if compiled else run.model
     autoencoder = pretrain_autoencoder.finish(folder, device)
-    seed = seed * 64 + crew.rank
-    source = latents.LatentSource(autoencoder, run.tokens, batch_size // crew.size, seed, fast=True)
+    source = latents.LatentSource(autoencoder, run.tokens, batch_size // crew.size, seed, crew.rank)
     fast, mean, rate, end = precision == "bf16", None, None, total
     for step in legs.steps_of_leg(run.step, total, minutes, "unet", crew):
         if step % 20 == 0 or rate is None:
             end = legs.planned_end(folder, total)
         rate = legs.learning_rate(step, end, PEAK_RATE)
         legs.set_learning_rate(run.optimizer, rate)
-        loss = _loss(model, run.model.sigmas, source.next(step), legs.step_generator(seed, step, 3), fast)
+        loss = _loss(model, run.model.sigmas, source.next(step), legs.step_generator(source.seed, step, 3), fast)
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         crew.average([parameter.grad for parameter in run.parameters.values()])
