@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training in graphs on a real server: what a run leaves behind, however it ends."""
 
+import json
+import re
+
 import pytest
 
 from graft.benchmarks.skeleton import graphs, runs
@@ -81,3 +84,31 @@ def test_unknown_runs_are_refused(server):
         assert status == 404
     status, _ = server.request("/graft/runs/0123456789abcdef/finish", {}, method="POST")
     assert status == 404
+
+
+README = (graphs.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_prompt_for_headless_users_works(server):
+    body = json.loads(re.search(r"-d '\n(.*?)}'\n```", README, re.DOTALL)[1] + "}")
+    trains = body["prompt"]["3"]["inputs"]
+    template = graphs.shipped(server)
+    (node,) = graphs.nodes_of(template, "GraftTrainLora")
+    wanted = template[node]["inputs"]
+    widgets = {name for name, value in trains.items() if not isinstance(value, list)} - {"name"}
+    assert {name: trains[name] for name in widgets} == {name: wanted[name] for name in widgets}
+    trains["steps"] = 2
+    entry = server.run(body["prompt"])
+    shown = graphs.shown(entry, "4")
+    assert "my first lora.safetensors" in shown and "tensors applied" in shown
+
+
+def test_the_readmes_table_has_every_node(server):
+    table = README.split("<!-- nodes -->")[1].split("<!-- /nodes -->")[0]
+    told = dict(re.findall(r"^\| (.+?) \| `(\w+)` \|", table, re.MULTILINE))
+    there = {
+        info["display_name"]: key
+        for key, info in server.object_info().items()
+        if info["category"].split("/")[0] == "graft"
+    }
+    assert told == there

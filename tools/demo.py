@@ -32,6 +32,7 @@ from tests.host.server import ComfyServer, ExecutionError, PromptRejected, Serve
 OUT = inprocess.ROOT / "out" / "demo"
 OTHERS = 16
 BAR, WIDTH = 0.70, 30
+WHEN = ("before", "after")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,19 +153,20 @@ def compare(
     tuned = graph.stock_lora(lora)
     negative = [graph.add("CLIPTextEncode", clip=graph.clip, text=""), 0]
     common: dict[str, Any] = {"steps": 20, "negative": negative, "latent": False}
-    for model, prefix in ((graph.model, "before"), (tuned, "after")):
+    for model, prefix in zip((graph.model, tuned), WHEN, strict=True):
         for number, (text, _) in enumerate(prompts):
             seed = concept.NOISE_SEED + number
             graph.sample(model, f"{prefix}_{number:03}", prompt=text, seed=seed, **common)
     prompt_id, total = server.queue(graph.prompt), 2 * len(prompts)
     show = Bar("sampling")
-    follow(
-        server,
-        prompt_id,
-        lambda: show(len(server.events_of(prompt_id, "executed")), total, "before and after"),
-    )
+
+    def look() -> None:
+        done = [path for prefix in WHEN for path in server.output.glob(f"{prefix}_[0-9]*.png")]
+        show(len(done), total, " and ".join(WHEN))
+
+    follow(server, prompt_id, look)
     show.end()
-    return *(_read(server, prefix, len(prompts)) for prefix in ("before", "after")), prompts
+    return *(_read(server, prefix, len(prompts)) for prefix in WHEN), prompts
 
 
 def follow(server: ComfyServer, prompt_id: str, look: Callable[[], None]) -> dict[str, Any]:
@@ -250,14 +252,14 @@ def _scores(
     return {
         f"{name} {when}": concept.found(images[part], prompts[part])
         for name, part in parts.items()
-        for when, images in (("before", before), ("after", after))
+        for when, images in zip(WHEN, (before, after), strict=True)
     }
 
 
 def _table(scores: dict[str, dict[str, float]], samples: int) -> list[str]:
     lines = [f"{'right by the scorer, of':24}{'before':>9}{'after':>9}"]
     for name, count in (("concept", samples), ("others", OTHERS)):
-        before, after = (scores[f"{name} {when}"] for when in ("before", "after"))
+        before, after = (scores[f"{name} {when}"] for when in WHEN)
         label = "prompts for the concept" if name == "concept" else "other prompts"
         lines.append(f"{count} {label}")
         for kind in ("shape", "colour", "background", "all"):
