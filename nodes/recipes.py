@@ -76,6 +76,9 @@ class TrainLora(io.ComfyNode):
                 ),
                 field(LoRA, "blocks"),
                 field(Objective, "preserve", max=100.0, step=0.05),
+                field(Plan, "precision", advanced=True),
+                field(Plan, "checkpointing", advanced=True),
+                text("name", LORA_NAME, "graft"),
                 text(
                     "preserve_prompts",
                     "Prompts whose pictures are to stay as they are, one a line. Empty: the captions without the "
@@ -83,9 +86,6 @@ class TrainLora(io.ComfyNode):
                     multiline=True,
                     advanced=True,
                 ),
-                field(Plan, "precision", advanced=True),
-                field(Plan, "checkpointing", advanced=True),
-                text("name", LORA_NAME, "graft"),
             ],
             outputs=outputs(),
         )
