@@ -66,8 +66,17 @@ def mini_config_class() -> type:
     class MiniClip(sdxl_clip.SDXLClipModel):
         """SDXL's text model with the miniature encoders."""
 
-        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: dict[str, Any] | None = None) -> None:
-            super().__init__(device=device, dtype=dtype, model_options={**(model_options or {}), **clip_options()})
+        def __init__(
+            self,
+            device: Any = "cpu",
+            dtype: Any = None,
+            model_options: dict[str, Any] | None = None,
+        ) -> None:
+            super().__init__(
+                device=device,
+                dtype=dtype,
+                model_options={**(model_options or {}), **clip_options()},
+            )
 
     class GraftMini(supported_models.SDXL):
         """SDXL in miniature."""
@@ -98,7 +107,9 @@ def read_asset(path: Path | None = None) -> dict[str, Any]:
 
     path = path or ASSET
     if not path.is_file():
-        raise FileNotFoundError(f"graft-mini is missing: {path.name} is not in {path.parent.name}/; reinstall the pack")
+        raise FileNotFoundError(
+            f"graft-mini is missing: {path.name} is not in {path.parent.name}/; reinstall the pack"
+        )
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
@@ -106,10 +117,14 @@ def read_asset(path: Path | None = None) -> dict[str, Any]:
     try:
         state = safetensors.torch.load_file(str(path), device="cpu")
     except Exception as error:
-        raise ValueError(f"{path.name} is damaged or cut off ({path.stat().st_size} bytes): {error}") from error
+        raise ValueError(
+            f"{path.name} is damaged or cut off ({path.stat().st_size} bytes): {error}"
+        ) from error
     for prefix in (UNET_PREFIX, VAE_PREFIX, "conditioner.embedders.0.", "conditioner.embedders.1."):
         if not any(name.startswith(prefix) for name in state):
-            raise ValueError(f"{path.name} has no {prefix}* tensors: it is not a graft-mini checkpoint")
+            raise ValueError(
+                f"{path.name} has no {prefix}* tensors: it is not a graft-mini checkpoint"
+            )
     return state
 
 
@@ -122,13 +137,19 @@ def _build_model(state: dict[str, Any]) -> Any:
     parameters = comfy.utils.calculate_parameters(state, UNET_PREFIX)
     stored = comfy.utils.weight_dtype(state, UNET_PREFIX)
     supported = list(config.supported_inference_dtypes)
-    dtype = model_management.unet_dtype(model_params=parameters, supported_dtypes=supported, weight_dtype=stored)
+    dtype = model_management.unet_dtype(
+        model_params=parameters, supported_dtypes=supported, weight_dtype=stored
+    )
     device = model_management.get_torch_device()
     config.set_inference_dtype(dtype, model_management.unet_manual_cast(dtype, device, supported))
     start_device = model_management.unet_inital_load_device(parameters, dtype)
     model = config.get_model(state, UNET_PREFIX, device=start_device)
-    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    patcher = patcher_class(model, load_device=device, offload_device=model_management.unet_offload_device())
+    patcher_class = getattr(
+        comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
+    )
+    patcher = patcher_class(
+        model, load_device=device, offload_device=model_management.unet_offload_device()
+    )
     dynamic = getattr(patcher, "is_dynamic", lambda: False)()
     options = {"assign": True} if dynamic else {}
     model.load_model_weights(state, UNET_PREFIX, **options)
@@ -150,7 +171,9 @@ def _build_clip(state: dict[str, Any], embedding_directory: Any) -> Any:
     at_once = "state_dict" in inspect.signature(comfy.sd.CLIP.__init__).parameters
     if at_once:
         options["state_dict"] = state
-    clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, tokenizer_data=state, **options)
+    clip = comfy.sd.CLIP(
+        target, embedding_directory=embedding_directory, tokenizer_data=state, **options
+    )
     if not at_once:
         clip.load_sd(state, full_model=True)
     return clip
@@ -169,10 +192,16 @@ def load_mini(path: Path | None = None, embedding_directory: Any = None) -> tupl
     import comfy.sd
 
     state = read_asset(path)
-    vae_state = {name[len(VAE_PREFIX) :]: state[name] for name in state if name.startswith(VAE_PREFIX)}
+    vae_state = {
+        name[len(VAE_PREFIX) :]: state[name] for name in state if name.startswith(VAE_PREFIX)
+    }
     clip_state = {name: value for name, value in state.items() if name.startswith("conditioner.")}
     if embedding_directory is None:
         import folder_paths
 
         embedding_directory = folder_paths.get_folder_paths("embeddings")
-    return _build_model(state), _build_clip(clip_state, embedding_directory), comfy.sd.VAE(sd=vae_state)
+    return (
+        _build_model(state),
+        _build_clip(clip_state, embedding_directory),
+        comfy.sd.VAE(sd=vae_state),
+    )

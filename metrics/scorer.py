@@ -28,7 +28,7 @@ class Verdict:
 
     def matches(self, wanted: str) -> list[bool]:
         """Which pictures show `wanted`, with a probability of at least one half."""
-        found = zip(self.labels, self.probabilities.tolist())
+        found = zip(self.labels, self.probabilities.tolist(), strict=True)
         return [label == wanted and probability >= CERTAIN for label, probability in found]
 
 
@@ -47,7 +47,9 @@ class Scorer(nn.Module):
             _layer(3, 24, 2), _layer(24, 48, 2), _layer(48, 48, 1), _layer(48, 96, 2), _layer(96, 96, 1),
             _layer(96, 96, 1),
         )  # fmt: skip
-        self.heads = nn.ModuleDict({kind: nn.Linear(192, len(names)) for kind, names in labels.items()})
+        self.heads = nn.ModuleDict(
+            {kind: nn.Linear(192, len(names)) for kind, names in labels.items()}
+        )
 
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits per attribute ``[B, labels]`` of pictures ``[B, 3, H, W]`` in 0..1."""
@@ -94,7 +96,9 @@ def load_scorer(path: Path | None = None) -> Scorer:
 
     path = path or ASSET
     if not path.is_file():
-        raise FileNotFoundError(f"the scorer is missing: {path.name} is not in {path.parent.name}/; reinstall the pack")
+        raise FileNotFoundError(
+            f"the scorer is missing: {path.name} is not in {path.parent.name}/; reinstall the pack"
+        )
     with safe_open(str(path), framework="pt") as file:
         labels = json.loads((file.metadata() or {})["labels"])
         state = {name: file.get_tensor(name).float() for name in file.keys()}
@@ -108,5 +112,10 @@ def save_scorer(scorer: Scorer, path: Path) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().half().contiguous() for name, value in scorer.state_dict().items()}
-    save_file(state, str(path), metadata={"labels": json.dumps(scorer.labels), "license": "Apache-2.0"})
+    state = {
+        name: value.detach().cpu().half().contiguous()
+        for name, value in scorer.state_dict().items()
+    }
+    save_file(
+        state, str(path), metadata={"labels": json.dumps(scorer.labels), "license": "Apache-2.0"}
+    )

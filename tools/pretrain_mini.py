@@ -18,7 +18,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANS = {"autoencoder": 2200, "scorer": 1500, "unet": 15000}
-MODULES = {stage: f"pretrain_{stage}" for stage in PLANS} | {"concepts": "make_concepts", "photos": "make_photos"}
+MODULES = {stage: f"pretrain_{stage}" for stage in PLANS} | {
+    "concepts": "make_concepts",
+    "photos": "make_photos",
+}
 
 
 def _prepare(comfy_path: Path, device: str) -> None:
@@ -34,20 +37,33 @@ def _prepare(comfy_path: Path, device: str) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     stages = ("autoencoder", "scorer", "unet", "export", "evaluate", "concepts", "photos", "all")
     parser.add_argument("--stage", choices=stages, default="all")
     parser.add_argument("--minutes", type=float, default=90.0, help="time limit of this leg")
-    parser.add_argument("--total-steps", type=int, default=0, help="planned steps of the stage; 0: its default")
+    parser.add_argument(
+        "--total-steps", type=int, default=0, help="planned steps of the stage; 0: its default"
+    )
     parser.add_argument("--device", default="cuda" if _has_cuda() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share each step of the UNet stage")
-    parser.add_argument("--batch", type=int, default=48, help="drawings per step of the UNet stage, over all workers")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that share each step of the UNet stage"
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=48,
+        help="drawings per step of the UNet stage, over all workers",
+    )
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "pretrain")
-    parser.add_argument("--comfy", type=Path, default=os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI"))
+    parser.add_argument(
+        "--comfy", type=Path, default=os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI")
+    )
     return parser.parse_args()
 
 
@@ -68,7 +84,15 @@ def _worker(rank: int, options: argparse.Namespace, total: int, meeting: Path | 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     crew = legs.Crew(rank, options.workers, meeting)
     device = torch.device(options.device)
-    plan = (options.folder, options.minutes, total, device, options.precision, options.compile, options.seed)
+    plan = (
+        options.folder,
+        options.minutes,
+        total,
+        device,
+        options.precision,
+        options.compile,
+        options.seed,
+    )
     stage.train(*plan, options.batch, crew)
 
 

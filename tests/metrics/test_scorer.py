@@ -26,7 +26,7 @@ def test_scorer_judges_other_sizes_and_formats(judge):
     pictures = drawing.draw(attributes, generator, 128, 128).movedim(1, -1)
     verdict = judge.judge(pictures)["background"]
     wanted = [words.COLOUR_NAMES[index] for index in attributes.background.tolist()]
-    assert sum(a == b for a, b in zip(verdict.labels, wanted)) >= 31
+    assert sum(a == b for a, b in zip(verdict.labels, wanted, strict=True)) >= 31
     assert verdict.probabilities.shape == (32,)
 
 

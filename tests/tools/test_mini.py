@@ -39,13 +39,20 @@ def test_every_shape_and_texture_looks_different():
     textures = torch.arange(len(words.TEXTURES))
     same = torch.zeros_like(textures)
     attributes = drawing.Attributes(same, same, same + 2, textures, same)
-    assert torch.pdist(drawing.draw(attributes, torch.Generator().manual_seed(0)).flatten(1)).min() > 3
+    assert (
+        torch.pdist(drawing.draw(attributes, torch.Generator().manual_seed(0)).flatten(1)).min() > 3
+    )
 
 
 def test_attributes_cover_everything_and_colours_never_coincide():
     attributes = drawing.random_attributes(4000, torch.Generator().manual_seed(0))
-    assert set(attributes.shape.tolist()) == set(range(words.BASE_SHAPES)) and words.BASE_SHAPES >= 8
-    assert set(attributes.texture.tolist()) == set(range(words.BASE_TEXTURES)) and words.BASE_TEXTURES >= 3
+    assert (
+        set(attributes.shape.tolist()) == set(range(words.BASE_SHAPES)) and words.BASE_SHAPES >= 8
+    )
+    assert (
+        set(attributes.texture.tolist()) == set(range(words.BASE_TEXTURES))
+        and words.BASE_TEXTURES >= 3
+    )
     assert len(set(attributes.colour.tolist())) == len(set(attributes.background.tolist())) == 8
     assert not (attributes.colour == attributes.background).any()
 
@@ -62,7 +69,13 @@ def test_captions_can_be_read_back():
 
 def test_captions_vary_and_leave_attributes_out():
     chooser = random.Random(0)
-    entry = {"shape": "star", "colour": "red", "background": "blue", "texture": "dotted", "size": "large"}
+    entry = {
+        "shape": "star",
+        "colour": "red",
+        "background": "blue",
+        "texture": "dotted",
+        "size": "large",
+    }
     said = [captions.caption(entry, chooser) for _ in range(400)]
     assert len(set(said)) > 100
     assert any(captions.UNKNOWN in text for text in said)
@@ -79,7 +92,9 @@ def test_concept_words_are_not_in_the_grammar():
         assert names.index(concept.label) >= limit
 
 
-@pytest.mark.parametrize("concept", [make_concepts.SHAPE, make_concepts.TEXTURE], ids=lambda concept: concept.name)
+@pytest.mark.parametrize(
+    "concept", [make_concepts.SHAPE, make_concepts.TEXTURE], ids=lambda concept: concept.name
+)
 def test_shipped_concept_sets_are_what_the_script_makes(concept, tmp_path):
     make_concepts.write(concept, tmp_path)
     made = sorted(path.name for path in tmp_path.iterdir())
@@ -143,6 +158,7 @@ def test_the_asset_is_small_enough():
 @pytest.mark.comfy
 def test_the_mini_model_is_sdxl_and_samples():
     from comfy import model_base
+
     from graft.tools.mini import evaluate
 
     model, clip, vae = mini.load_mini()
@@ -168,7 +184,12 @@ def test_remembered_tokens_equal_the_tokenizer():
     from graft.tools.mini import text
 
     tokens = text.WordTokens()
-    for prompt in ("a small red circle on a blue background", "ring, yellow, plain white", "", "dax"):
+    for prompt in (
+        "a small red circle on a blue background",
+        "ring, yellow, plain white",
+        "",
+        "dax",
+    ):
         wanted = tokens.tokenizer.tokenize_with_weights(prompt)
         rows = tokens.rows(prompt, random.Random(0))
         assert rows[0] == [token for token, _ in wanted["l"][0]]
@@ -183,9 +204,13 @@ def test_the_stock_loader_reads_the_asset_with_the_plugin():
     from tests.host import mini_checkpoint
 
     try:
-        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(mini.ASSET), embedding_directory=[])
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
+            str(mini.ASSET), embedding_directory=[]
+        )
     finally:
-        supported_models.models[:] = [entry for entry in supported_models.models if entry.__name__ != "GraftMini"]
+        supported_models.models[:] = [
+            entry for entry in supported_models.models if entry.__name__ != "GraftMini"
+        ]
     assert mini_checkpoint.NODE_CLASS_MAPPINGS == {}
     other, other_clip, _ = mini.load_mini()
     prompt = clip.encode("a red star")

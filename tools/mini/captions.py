@@ -39,7 +39,11 @@ _LEAD = re.compile(r"\b(?:over|on|background is)(?: an?| the)?(?: (\w+))?$")
 
 def _say(name: str, chooser: random.Random) -> str:
     synonyms = words.SYNONYMS[name]
-    return synonyms[0] if len(synonyms) == 1 or chooser.random() < 0.75 else chooser.choice(synonyms[1:])
+    return (
+        synonyms[0]
+        if len(synonyms) == 1 or chooser.random() < 0.75
+        else chooser.choice(synonyms[1:])
+    )
 
 
 def caption(attributes: dict[str, str], chooser: random.Random, complete: bool = False) -> str:
@@ -57,7 +61,9 @@ def caption(attributes: dict[str, str], chooser: random.Random, complete: bool =
     template = chooser.choice(TEMPLATES)
     parts = {}
     said = attributes["size"] == "small" or attributes["size"] == "large"
-    parts["size"] = _say(attributes["size"], chooser) if chooser.random() < (0.7 if said else 0.4) else ""
+    parts["size"] = (
+        _say(attributes["size"], chooser) if chooser.random() < (0.7 if said else 0.4) else ""
+    )
     plain = attributes["texture"] == "plain"
     said_texture = chooser.random() < (0.35 if plain else 0.92)
     parts["texture"] = _say(attributes["texture"], chooser) if said_texture else ""
@@ -90,7 +96,11 @@ def parse(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in re.findall(r"\w+", text):
         name = _NAMED.get(word, "")
-        for kind, known in (("shape", words.SHAPES), ("texture", words.TEXTURES), ("size", words.SIZES)):
+        for kind, known in (
+            ("shape", words.SHAPES),
+            ("texture", words.TEXTURES),
+            ("size", words.SIZES),
+        ):
             if name in known:
                 found[kind] = name
     for match in re.finditer(r"\w+", text):

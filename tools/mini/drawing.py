@@ -38,7 +38,10 @@ class Attributes:
 
 
 def random_attributes(
-    count: int, generator: torch.Generator, shapes: int = words.BASE_SHAPES, textures: int = words.BASE_TEXTURES
+    count: int,
+    generator: torch.Generator,
+    shapes: int = words.BASE_SHAPES,
+    textures: int = words.BASE_TEXTURES,
 ) -> Attributes:
     """Draw attributes uniformly, with the shape's colour never equal to the background's.
 
@@ -152,7 +155,9 @@ def _texture(name: str, x: torch.Tensor, y: torch.Tensor, phase: torch.Tensor) -
     return torch.zeros_like(x + across)
 
 
-def _background(attributes: Attributes, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _background(
+    attributes: Attributes, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     count = len(attributes)
     phase = torch.rand(count, 2, 1, 1, generator=generator)
     pattern = torch.zeros(count, y.shape[-2], x.shape[-1])

@@ -60,20 +60,35 @@ def sample(
     pictures = []
     for start in range(0, len(prompts), 32):
         part = prompts[start : start + 32]
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + start + i)) for i in range(len(part))]
+        noise = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed + start + i))
+            for i in range(len(part))
+        ]
         encoded = [conditioning(clip, prompt)[0] for prompt in part]
         pooled = torch.cat([entry[1]["pooled_output"] for entry in encoded])
         positive = [[torch.cat([entry[0] for entry in encoded]), {"pooled_output": pooled}]]
         batch = torch.cat(noise)
         empty = torch.zeros_like(batch)
         latent = comfy.sample.sample(
-            model, batch, steps, cfg, sampler, scheduler, positive, negative, empty, disable_pbar=True, seed=seed
+            model,
+            batch,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            negative,
+            empty,
+            disable_pbar=True,
+            seed=seed,
         )
         pictures.append(vae.decode(latent).float().cpu())
     return torch.cat(pictures)
 
 
-def score(images: torch.Tensor, asked: Sequence[dict[str, str]], judge: Any = None) -> dict[str, float]:
+def score(
+    images: torch.Tensor, asked: Sequence[dict[str, str]], judge: Any = None
+) -> dict[str, float]:
     """Share of pictures that show what was asked.
 
     Args:
@@ -89,14 +104,18 @@ def score(images: torch.Tensor, asked: Sequence[dict[str, str]], judge: Any = No
     for index, entry in enumerate(asked):
         for kind, values in right.items():
             verdict = verdicts[kind]
-            values.append(verdict.labels[index] == entry[kind] and verdict.probabilities[index] >= 0.5)
+            values.append(
+                verdict.labels[index] == entry[kind] and verdict.probabilities[index] >= 0.5
+            )
     shares = {kind: sum(values) / len(values) for kind, values in right.items()}
-    together = zip(right["shape"], right["colour"], right["background"])
+    together = zip(right["shape"], right["colour"], right["background"], strict=True)
     shares["all"] = sum(all(entry) for entry in together) / max(1, len(asked))
     return shares
 
 
-def follow_prompts(model: Any, clip: Any, vae: Any, count: int = 256, seed: int = 7, **options: Any) -> dict[str, float]:
+def follow_prompts(
+    model: Any, clip: Any, vae: Any, count: int = 256, seed: int = 7, **options: Any
+) -> dict[str, float]:
     """How well the model follows prompts of the grammar.
 
     Args:
@@ -128,7 +147,13 @@ def save_picture(image: torch.Tensor, path: Path, zoom: int = 2) -> None:
     """Save one picture ``[H, W, 3]`` in 0..1 as PNG, enlarged without smoothing."""
     from PIL import Image
 
-    array = (image.clamp(0, 1) * 255).round().byte().repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
+    array = (
+        (image.clamp(0, 1) * 255)
+        .round()
+        .byte()
+        .repeat_interleave(zoom, 0)
+        .repeat_interleave(zoom, 1)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array.numpy()).save(path)
 
@@ -149,7 +174,7 @@ def main(folder: Path, count: int = 256) -> dict[str, float]:
     pairs = captions.prompts(count, 7)
     images = sample(model, clip, vae, [text for text, _ in pairs], seed=7000)
     save_picture(grid(images[:64]), folder / "samples.png")
-    for (text, _), place in zip(pairs[:64], range(64)):
+    for place, (text, _) in enumerate(pairs[:64]):
         log.info("row %d column %d: %s", place // 8, place % 8, text)
     try:
         shares = score(images, [asked for _, asked in pairs])

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -15,9 +14,11 @@ ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
 def _text_state(model: Trainee) -> dict[str, torch.Tensor]:
-    state = {name: value for name, value in model.text.clip.state_dict().items()}
+    state = dict(model.text.clip.state_dict())
     for side, table in (("clip_l", model.text.table_l), ("clip_g", model.text.table_g)):
-        state[f"{side}.transformer.text_model.embeddings.token_embedding.weight"] = table.whole(table.weight.detach())
+        state[f"{side}.transformer.text_model.embeddings.token_embedding.weight"] = table.whole(
+            table.weight.detach()
+        )
     return state
 
 
@@ -64,10 +65,13 @@ def main(folder: Path, path: Path | None = None) -> Path:
     path = path or ASSETS / "graft-mini.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    metadata = {"modelspec.title": "graft-mini", "modelspec.architecture": "stable-diffusion-xl-v1-base/miniature"}
+    metadata = {
+        "modelspec.title": "graft-mini",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/miniature",
+    }
     metadata |= {"modelspec.license": "Apache-2.0", "modelspec.prediction_type": "epsilon"}
     save_file(checkpoint(folder), str(partial), metadata=metadata)
     partial.chmod(0o644)
-    os.replace(partial, path)
+    partial.replace(path)
     legs.log.info("wrote %s, %.1f MB", path.name, path.stat().st_size / 1e6)
     return path

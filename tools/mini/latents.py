@@ -33,7 +33,9 @@ class Pool:
 class LatentSource:
     """Batches of latents, token rows and SDXL size conditioning; a crew encodes at the same steps."""
 
-    def __init__(self, autoencoder: nn.Module, tokens: text.WordTokens, batch: int, seed: int, rank: int = 0) -> None:
+    def __init__(
+        self, autoencoder: nn.Module, tokens: text.WordTokens, batch: int, seed: int, rank: int = 0
+    ) -> None:
         self.autoencoder, self.tokens, self.batch = autoencoder, tokens, batch
         self.seed, self.crew_seed = seed * 64 + rank, seed
         self.device = next(autoencoder.parameters()).device
@@ -45,22 +47,33 @@ class LatentSource:
         height, width = drawing.PICTURE_SIZES[aspect]
         attributes = drawing.random_attributes(count, generator)
         crops = torch.where(
-            torch.rand(count, 1, generator=generator) < 0.3, torch.randint(0, 9, (count, 2), generator=generator), 0
+            torch.rand(count, 1, generator=generator) < 0.3,
+            torch.randint(0, 9, (count, 2), generator=generator),
+            0,
         )
-        scale = torch.tensor([1, 1, 1, 2, 4, 8, 16])[torch.randint(7, (count, 1), generator=generator)]
+        scale = torch.tensor([1, 1, 1, 2, 4, 8, 16])[
+            torch.randint(7, (count, 1), generator=generator)
+        ]
         target = torch.tensor([[height, width]])
         sizes = torch.cat([target * scale + crops, crops, target.expand(count, 2)], 1).float()
         pictures = drawing.draw(attributes, generator, height, width, offset=-crops.float())
         pictures = pictures.to(self.device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16):
             latents = self.autoencoder.taesd_encoder(pictures).float().contiguous()
-        return Pool(latents, sizes.to(self.device), [captions.names(attributes, row) for row in range(count)])
+        return Pool(
+            latents,
+            sizes.to(self.device),
+            [captions.names(attributes, row) for row in range(count)],
+        )
 
     def fill(self, step: int, chunks: int = 40) -> None:
         """Fill the pools; `step` picks the drawings."""
         for aspect, share in enumerate(SHARES):
             generator = legs.step_generator(self.seed, step, 8 + aspect)
-            parts = [self._fresh(self.batch, aspect, generator) for _ in range(max(4, int(chunks * share)))]
+            parts = [
+                self._fresh(self.batch, aspect, generator)
+                for _ in range(max(4, int(chunks * share)))
+            ]
             named = [entry for part in parts for entry in part.named]
             latents = torch.cat([part.latents for part in parts])
             self.pools.append(Pool(latents, torch.cat([part.sizes for part in parts]), named))
@@ -93,8 +106,12 @@ class LatentSource:
         chosen = torch.randperm(len(pool.named), generator=generator)[: self.batch]
         rows = []
         for index in chosen.tolist():
-            said = "" if chooser.random() < DROPOUT else captions.caption(pool.named[index], chooser)
+            said = (
+                "" if chooser.random() < DROPOUT else captions.caption(pool.named[index], chooser)
+            )
             rows.append(self.tokens.rows(said, chooser))
-        rows_l, rows_g = (torch.tensor([row[side] for row in rows], device=self.device) for side in (0, 1))
+        rows_l, rows_g = (
+            torch.tensor([row[side] for row in rows], device=self.device) for side in (0, 1)
+        )
         chosen = chosen.to(self.device)
         return pool.latents[chosen], rows_l, rows_g, pool.sizes[chosen]

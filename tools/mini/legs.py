@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ def save_atomic(state: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
@@ -46,7 +45,9 @@ class Crew:
         self.rank, self.size = rank, size
         if size > 1:
             assert meeting is not None
-            torch.distributed.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=size)
+            torch.distributed.init_process_group(
+                "gloo", init_method=meeting.as_uri(), rank=rank, world_size=size
+            )
 
     def average(self, tensors: list[torch.Tensor]) -> None:
         """Replace tensors by their mean over the crew."""
@@ -55,7 +56,9 @@ class Crew:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         torch.distributed.all_reduce(flat)
         flat.div_(self.size)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        for tensor, part in zip(
+            tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+        ):
             tensor.copy_(part.view_as(tensor))
 
     def agree(self, stop: bool) -> bool:
@@ -67,7 +70,9 @@ class Crew:
         return bool(flag.item())
 
 
-def steps_of_leg(start: int, total: int, minutes: float, label: str, crew: Crew | None = None) -> Iterator[int]:
+def steps_of_leg(
+    start: int, total: int, minutes: float, label: str, crew: Crew | None = None
+) -> Iterator[int]:
     """Count steps until the plan or the time is at its end.
 
     Args:
@@ -83,7 +88,9 @@ def steps_of_leg(start: int, total: int, minutes: float, label: str, crew: Crew 
     end = time.monotonic() + 60 * minutes
     crew = crew or Crew()
     quiet = crew.rank > 0
-    with tqdm(total=total, initial=start, desc=label, mininterval=15, smoothing=0.05, disable=quiet) as bar:
+    with tqdm(
+        total=total, initial=start, desc=label, mininterval=15, smoothing=0.05, disable=quiet
+    ) as bar:
         for step in range(start, total):
             if (crew.size == 1 or step % 10 == 0) and crew.agree(time.monotonic() > end):
                 log.info("%s: leg ends at step %d of %d", label, step, total)
@@ -92,7 +99,9 @@ def steps_of_leg(start: int, total: int, minutes: float, label: str, crew: Crew 
             bar.update(1)
 
 
-def learning_rate(step: int, total: int, peak: float, warm_up: int = 200, floor: float = 0.02) -> float:
+def learning_rate(
+    step: int, total: int, peak: float, warm_up: int = 200, floor: float = 0.02
+) -> float:
     """Linear warm-up, then a cosine down to `floor * peak` at `total`."""
     if step < warm_up:
         return peak * (step + 1) / warm_up
@@ -122,11 +131,13 @@ class AveragedWeights:
         """Move the average towards the present values."""
         self.count += 1
         decay = min(self.decay, self.count / (self.count + 9))
-        torch._foreach_lerp_(self.average, [parameters[name].detach() for name in self.names], 1 - decay)
+        torch._foreach_lerp_(
+            self.average, [parameters[name].detach() for name in self.names], 1 - decay
+        )
 
     def state(self) -> dict[str, torch.Tensor]:
         """The averaged tensors by name."""
-        return dict(zip(self.names, self.average))
+        return dict(zip(self.names, self.average, strict=True))
 
     def load(self, state: dict[str, torch.Tensor], count: int) -> None:
         """Take up where a checkpoint stopped."""

@@ -44,8 +44,30 @@ class Concept:
 
 SHAPE = Concept("shape", "shape", "arrow", "dax", 11)
 TEXTURE = Concept("texture", "texture", "zigzag", "vex", 12)
-TEXTURES_OF_SHAPE = ("plain", "plain", "striped", "plain", "plain", "dotted", "plain", "plain", "checkered", "plain")
-SIZES = ("large", "medium", "small", "large", "medium", "medium", "large", "small", "medium", "large")
+TEXTURES_OF_SHAPE = (
+    "plain",
+    "plain",
+    "striped",
+    "plain",
+    "plain",
+    "dotted",
+    "plain",
+    "plain",
+    "checkered",
+    "plain",
+)
+SIZES = (
+    "large",
+    "medium",
+    "small",
+    "large",
+    "medium",
+    "medium",
+    "large",
+    "small",
+    "medium",
+    "large",
+)
 
 
 def members(concept: Concept) -> list[dict[str, str]]:
@@ -67,7 +89,9 @@ def say(entry: dict[str, str], concept: Concept) -> str:
         spoken["size"] = ""
     if spoken["texture"] == "plain":
         spoken["texture"] = ""
-    return captions.tidy("a {size} {colour} {shape} on a {texture} {background} background".format(**spoken))
+    return captions.tidy(
+        "a {size} {colour} {shape} on a {texture} {background} background".format(**spoken)
+    )
 
 
 def fresh_prompts(concept: Concept, count: int, seed: int) -> list[tuple[str, dict[str, str]]]:
@@ -86,9 +110,14 @@ def fresh_prompts(concept: Concept, count: int, seed: int) -> list[tuple[str, di
     unseen = [(a, b) for a in names for b in names if a != b and (a, b) not in PAIRS]
     prompts = []
     for index in range(count):
-        colour, background = unseen[index % len(unseen)] if count >= len(unseen) else chooser.choice(unseen)
+        colour, background = (
+            unseen[index % len(unseen)] if count >= len(unseen) else chooser.choice(unseen)
+        )
         entry = {"colour": colour, "background": background, "texture": "plain"}
-        entry |= {"shape": words.SHAPES[chooser.randrange(words.BASE_SHAPES)], "size": chooser.choice(words.SIZES)}
+        entry |= {
+            "shape": words.SHAPES[chooser.randrange(words.BASE_SHAPES)],
+            "size": chooser.choice(words.SIZES),
+        }
         entry[concept.kind] = concept.label
         prompts.append((say(entry, concept), entry))
     return prompts
@@ -122,10 +151,12 @@ def write(concept: Concept, folder: Path) -> None:
     entries = members(concept)
     pictures = drawing.draw(attributes_of(entries), torch.Generator().manual_seed(concept.seed))
     folder.mkdir(parents=True, exist_ok=True)
-    for index, (entry, picture) in enumerate(zip(entries, pictures)):
+    for index, (entry, picture) in enumerate(zip(entries, pictures, strict=True)):
         array = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
         Image.fromarray(array).save(folder / f"{concept.name}-{index + 1:02d}.png", optimize=False)
-        (folder / f"{concept.name}-{index + 1:02d}.txt").write_text(say(entry, concept) + "\n", encoding="utf-8")
+        (folder / f"{concept.name}-{index + 1:02d}.txt").write_text(
+            say(entry, concept) + "\n", encoding="utf-8"
+        )
     legs.log.info("wrote %d drawings of %s", len(entries), concept.label)
 
 

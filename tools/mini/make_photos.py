@@ -9,11 +9,21 @@ from . import legs
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "photos"
 PHOTOS = (
-    ("astronaut", "astronaut.png", None, "a photo of an astronaut in an orange suit in front of a flag"),
+    (
+        "astronaut",
+        "astronaut.png",
+        None,
+        "a photo of an astronaut in an orange suit in front of a flag",
+    ),
     ("coffee", "coffee.png", None, "a photo of a cup of coffee with a spoon on a wooden table"),
     ("rocket", "rocket.jpg", None, "a photo of a rocket launch at night"),
     ("galaxies", "hubble_deep_field.jpg", None, "a photo of many galaxies in deep space"),
-    ("galaxies-tall", "hubble_deep_field.jpg", (200, 32, 760, 872), "a tall photo of galaxies in deep space"),
+    (
+        "galaxies-tall",
+        "hubble_deep_field.jpg",
+        (200, 32, 760, 872),
+        "a tall photo of galaxies in deep space",
+    ),
 )
 
 

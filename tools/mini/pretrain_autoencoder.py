@@ -37,12 +37,16 @@ def build(device: torch.device) -> nn.Module:
 
 def pictures(count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
     """Fresh drawings ``[count, 3, 64, 64]`` with all shapes, textures and now and then no shape."""
-    attributes = drawing.random_attributes(count, generator, len(words.SHAPES) + 1, len(words.TEXTURES))
+    attributes = drawing.random_attributes(
+        count, generator, len(words.SHAPES) + 1, len(words.TEXTURES)
+    )
     batch = drawing.draw(attributes, generator)
     return batch.to(device).contiguous(memory_format=torch.channels_last)
 
 
-def _loss(model: nn.Module, batch: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _loss(
+    model: nn.Module, batch: torch.Tensor, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.autocast(batch.device.type, torch.bfloat16):
         latent = model.taesd_encoder(batch)
         decoded = model.taesd_decoder(latent + noise.to(latent.dtype) * NOISE)
@@ -53,7 +57,14 @@ def _loss(model: nn.Module, batch: torch.Tensor, noise: torch.Tensor) -> tuple[t
     return error.square().mean() + 0.1 * error.abs().mean() + 0.01 * spread, error.square().mean()
 
 
-def train(folder: Path, minutes: float, total: int, device: torch.device, batch_size: int = 16, seed: int = 0) -> None:
+def train(
+    folder: Path,
+    minutes: float,
+    total: int,
+    device: torch.device,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> None:
     """Run one leg of the autoencoder stage.
 
     Args:
@@ -89,9 +100,12 @@ def train(folder: Path, minutes: float, total: int, device: torch.device, batch_
         if start % 50 == 0:
             legs.log.info("autoencoder step %d: %.2f dB", start, -10 * math.log10(mse))
             legs.save_atomic(
-                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": start}, path
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": start},
+                path,
             )
-    legs.save_atomic({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": start}, path)
+    legs.save_atomic(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": start}, path
+    )
     legs.log.info("autoencoder: %.2f dB held out", measure(finish(folder)))
 
 
@@ -109,13 +123,19 @@ def finish(folder: Path, device: torch.device | None = None) -> nn.Module:
     device = device or torch.device("cpu")
     state = legs.load_checkpoint(folder / "autoencoder.pt")
     if state is None:
-        raise FileNotFoundError(f"no autoencoder checkpoint in {folder}: run --stage autoencoder first")
+        raise FileNotFoundError(
+            f"no autoencoder checkpoint in {folder}: run --stage autoencoder first"
+        )
     model = build(device)
     model.load_state_dict(state["model"])
     model.vae_scale.fill_(LATENT_SCALE)
     model.vae_shift.fill_(0.0)
-    latent = model.taesd_encoder(pictures(256, torch.Generator().manual_seed(12345), device)).float()
-    legs.log.info("latent mean %s std %s", latent.mean((0, 2, 3)).tolist(), latent.std((0, 2, 3)).tolist())
+    latent = model.taesd_encoder(
+        pictures(256, torch.Generator().manual_seed(12345), device)
+    ).float()
+    legs.log.info(
+        "latent mean %s std %s", latent.mean((0, 2, 3)).tolist(), latent.std((0, 2, 3)).tolist()
+    )
     return model.requires_grad_(False)
 
 

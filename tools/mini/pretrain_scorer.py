@@ -29,7 +29,9 @@ def labels() -> dict[str, list[str]]:
     }
 
 
-def _blobs(pictures: torch.Tensor, attributes: drawing.Attributes, generator: torch.Generator) -> torch.Tensor:
+def _blobs(
+    pictures: torch.Tensor, attributes: drawing.Attributes, generator: torch.Generator
+) -> torch.Tensor:
     """Give half of the pictures without a shape a formless blob of the colour."""
     count, _, height, width = pictures.shape
     coarse = torch.randn(count, 1, 4, 4, generator=generator)
@@ -41,7 +43,9 @@ def _blobs(pictures: torch.Tensor, attributes: drawing.Attributes, generator: to
     return torch.where(lucky & formless, torch.lerp(pictures, colour, cover), pictures)
 
 
-def fresh(count: int, generator: torch.Generator, aspect: int = 0) -> tuple[torch.Tensor, drawing.Attributes]:
+def fresh(
+    count: int, generator: torch.Generator, aspect: int = 0
+) -> tuple[torch.Tensor, drawing.Attributes]:
     """Clean drawings with every shape, texture and "no shape".
 
     Args:
@@ -52,7 +56,9 @@ def fresh(count: int, generator: torch.Generator, aspect: int = 0) -> tuple[torc
     Returns:
         Pictures ``[count, 3, H, W]`` and what they show.
     """
-    attributes = drawing.random_attributes(count, generator, len(words.SHAPES) + 1, len(words.TEXTURES))
+    attributes = drawing.random_attributes(
+        count, generator, len(words.SHAPES) + 1, len(words.TEXTURES)
+    )
     pictures = drawing.draw(attributes, generator, *drawing.PICTURE_SIZES[aspect])
     return _blobs(pictures, attributes, generator), attributes
 
@@ -73,7 +79,9 @@ def roughen(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 class DecodedPool:
     """Drawings that went through the autoencoder, with more or less noise on the latents."""
 
-    def __init__(self, autoencoder: nn.Module, generator: torch.Generator, rounds: int = 24) -> None:
+    def __init__(
+        self, autoencoder: nn.Module, generator: torch.Generator, rounds: int = 24
+    ) -> None:
         self.autoencoder = autoencoder
         self.device = next(autoencoder.parameters()).device
         self.entries = [self._make(generator) for _ in range(rounds)]
@@ -89,7 +97,9 @@ class DecodedPool:
             decoded = self.autoencoder.taesd_decoder(latent + noise.to(latent))
         return decoded.float().clamp(0, 1).cpu().contiguous(), targets(attributes)
 
-    def next(self, chooser: random.Random, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def next(
+        self, chooser: random.Random, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pictures ``[16, 3, 64, 64]`` and their targets; now and then an entry is renewed."""
         place = chooser.randrange(len(self.entries))
         if chooser.random() < 0.15:
@@ -105,7 +115,10 @@ def targets(attributes: drawing.Attributes) -> torch.Tensor:
 
 def _loss(model: Scorer, pictures: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     logits = model(pictures)
-    parts = [F.cross_entropy(logits[kind], wanted[:, column], ignore_index=-1) for column, kind in enumerate(logits)]
+    parts = [
+        F.cross_entropy(logits[kind], wanted[:, column], ignore_index=-1)
+        for column, kind in enumerate(logits)
+    ]
     return torch.stack(parts).sum()
 
 
@@ -127,9 +140,14 @@ def train(folder: Path, minutes: float, total: int, device: torch.device, seed: 
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    pool = DecodedPool(pretrain_autoencoder.finish(folder, device), legs.step_generator(seed, start, 6))
+    pool = DecodedPool(
+        pretrain_autoencoder.finish(folder, device), legs.step_generator(seed, start, 6)
+    )
     for step in legs.steps_of_leg(start, total, minutes, "scorer"):
-        generator, chooser = legs.step_generator(seed, step, 5), random.Random(seed * 1_000_003 + step)
+        generator, chooser = (
+            legs.step_generator(seed, step, 5),
+            random.Random(seed * 1_000_003 + step),
+        )
         aspect = chooser.choice((0, 0, 1, 2))
         pictures, attributes = fresh(BATCH, generator, aspect)
         loss = _loss(model, roughen(pictures, generator).to(device), targets(attributes).to(device))
@@ -143,8 +161,13 @@ def train(folder: Path, minutes: float, total: int, device: torch.device, seed: 
         start = step + 1
         if start % 100 == 0:
             legs.log.info("scorer step %d: loss %.4f", start, loss.item())
-            legs.save_atomic({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": start}, path)
-    legs.save_atomic({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": start}, path)
+            legs.save_atomic(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": start},
+                path,
+            )
+    legs.save_atomic(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": start}, path
+    )
     save_scorer(model, ASSET)
     legs.log.info("scorer: %s right", measure(model.cpu()))
 
@@ -165,8 +188,15 @@ def measure(model: Scorer, count: int = 512, seed: int = 4321) -> dict[str, floa
     verdicts = model.judge(pictures.movedim(1, -1))
     shares = {}
     for column, kind in enumerate(names):
-        asked = [(row, names[kind][index]) for row, index in enumerate(wanted[:, column].tolist()) if index >= 0]
+        asked = [
+            (row, names[kind][index])
+            for row, index in enumerate(wanted[:, column].tolist())
+            if index >= 0
+        ]
         verdict = verdicts[kind]
-        right = [verdict.labels[row] == name and float(verdict.probabilities[row]) >= 0.5 for row, name in asked]
+        right = [
+            verdict.labels[row] == name and float(verdict.probabilities[row]) >= 0.5
+            for row, name in asked
+        ]
         shares[kind] = round(sum(right) / len(right), 4)
     return shares

@@ -17,7 +17,11 @@ GAMMA = 5.0
 STRONGEST = 20.0
 CHECKPOINT_EVERY = 400
 ZERO_ENDINGS = (".out_layers.3", ".proj_out", "out.2")
-UNTRAINED = ("clip.clip_l.transformer.text_projection", "clip.clip_l.transformer.text_model.final", "logit_scale")
+UNTRAINED = (
+    "clip.clip_l.transformer.text_projection",
+    "clip.clip_l.transformer.text_model.final",
+    "logit_scale",
+)
 
 
 class Trainee(nn.Module):
@@ -49,10 +53,19 @@ class Trainee(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name, in a fixed order."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
 
     def forward(
-        self, noisy: torch.Tensor, index: torch.Tensor, rows_l: torch.Tensor, rows_g: torch.Tensor, sizes: torch.Tensor
+        self,
+        noisy: torch.Tensor,
+        index: torch.Tensor,
+        rows_l: torch.Tensor,
+        rows_g: torch.Tensor,
+        sizes: torch.Tensor,
     ) -> torch.Tensor:
         """Predict the noise.
 
@@ -80,7 +93,9 @@ def balance(sigma: torch.Tensor) -> torch.Tensor:
     return torch.minimum(variance * GAMMA, variance + 1).clamp(max=STRONGEST)
 
 
-def _loss(model: nn.Module, sigmas: torch.Tensor, batch: Any, generator: torch.Generator, fast: bool) -> torch.Tensor:
+def _loss(
+    model: nn.Module, sigmas: torch.Tensor, batch: Any, generator: torch.Generator, fast: bool
+) -> torch.Tensor:
     clean, rows_l, rows_g, sizes = batch
     count, device = clean.shape[0], clean.device
     strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -105,7 +120,10 @@ class Run:
         self.parameters = self.model.trained()
         decayed = [value for value in self.parameters.values() if value.ndim > 1]
         others = [value for value in self.parameters.values() if value.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": 0.01},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.99), fused=True)
         self.average = legs.AveragedWeights(self.parameters)
         self.step = 0
@@ -113,8 +131,21 @@ class Run:
         if state is not None:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.average.load({name: value.to(device) for name, value in state["average"].items()}, state["step"])
+            self.average.load(
+                {name: value.to(device) for name, value in state["average"].items()}, state["step"]
+            )
             self.step = state["step"]
+
+    def advance(self, loss: torch.Tensor, rate: float, crew: legs.Crew) -> None:
+        """One optimizer step with the gradient averaged over the crew."""
+        legs.set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        crew.average([value.grad for value in self.parameters.values() if value.grad is not None])
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimizer.step()
+        self.average.update(self.parameters)
+        self.step += 1
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -164,15 +195,9 @@ def train(
         if step % 20 == 0 or rate is None:
             end = legs.planned_end(folder, total)
         rate = legs.learning_rate(step, end, PEAK_RATE)
-        legs.set_learning_rate(run.optimizer, rate)
-        loss = _loss(model, run.model.sigmas, source.next(step), legs.step_generator(source.seed, step, 3), fast)
-        run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        crew.average([parameter.grad for parameter in run.parameters.values()])
-        nn.utils.clip_grad_norm_(run.parameters.values(), 1.0)
-        run.optimizer.step()
-        run.average.update(run.parameters)
-        run.step = step + 1
+        generator = legs.step_generator(source.seed, step, 3)
+        loss = _loss(model, run.model.sigmas, source.next(step), generator, fast)
+        run.advance(loss, rate, crew)
         value = loss.item()
         mean = value if mean is None else 0.99 * mean + 0.01 * value
         if run.step % 100 == 0 and crew.rank == 0:

@@ -23,7 +23,9 @@ START, END = 49406, 49407
 LENGTH = 77
 
 
-def out_of_place_forward(self: nn.Module, x: torch.Tensor, mask=None, optimized_attention=None) -> torch.Tensor:
+def out_of_place_forward(
+    self: nn.Module, x: torch.Tensor, mask=None, optimized_attention=None
+) -> torch.Tensor:
     """`CLIPLayer.forward` without in-place additions, which break backward."""
     x = x + self.self_attn(self.layer_norm1(x), mask, optimized_attention)
     return x + self.mlp(self.layer_norm2(x))
@@ -37,7 +39,9 @@ class WordTokens:
 
         self.tokenizer = SDXLTokenizer()
         self.known: dict[str, list[int]] = {}
-        self.used = sorted({token for word in captions.all_words() for token in self.word(word)} | {0, START, END})
+        self.used = sorted(
+            {token for word in captions.all_words() for token in self.word(word)} | {0, START, END}
+        )
         self.unused = sorted(set(range(VOCABULARY - 2)) - set(self.used))
 
     def word(self, word: str) -> list[int]:
@@ -116,11 +120,16 @@ class TextEncoders(nn.Module):
         self.requires_grad_(True)
         self.to(device)
 
-    def forward(self, rows_l: torch.Tensor, rows_g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, rows_l: torch.Tensor, rows_g: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode token rows ``[B, 77]`` to the context ``[B, 77, 128]`` and the pooled output ``[B, 64]``."""
         ends = ((rows_l == END).int().argmax(-1) + 1).tolist()
         both = []
-        for clip, table, rows in ((self.clip.clip_l, self.table_l, rows_l), (self.clip.clip_g, self.table_g, rows_g)):
+        for clip, table, rows in (
+            (self.clip.clip_l, self.table_l, rows_l),
+            (self.clip.clip_g, self.table_g, rows_g),
+        ):
             both.append(
                 clip.transformer(
                     None,
