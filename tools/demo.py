@@ -78,13 +78,14 @@ def demo(out: Path, steps: int = 0, samples: int = 32, device: str = "auto") -> 
     base.mkdir(parents=True)
     print("starting ComfyUI ...", flush=True)
     with ComfyServer(base, device=device, copy_pack=False) as server:
-        lora, losses, seconds = train(server, steps)
+        lora, losses, seconds, memory = train(server, steps)
         shutil.copy(server.output / "loras" / lora, out / lora)
         before, after, prompts = compare(server, lora, samples)
     plot = pictures.save(_image(plots.loss_plot(losses)[0]), out / "loss.png")
     grid = pictures.save(_grid(before, after, prompts), out / "before_after.png")
     scores = _scores(before, after, prompts, samples)
-    facts = {"steps": len(losses), "seconds": round(seconds, 1), "lora": lora, **scores}
+    facts = {"steps": len(losses), "seconds": round(seconds, 1), "memory_gib": round(memory, 2)}
+    facts |= {"lora": lora, **scores}
     (out / "scores.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return "\n".join(
         [
@@ -92,14 +93,14 @@ def demo(out: Path, steps: int = 0, samples: int = 32, device: str = "auto") -> 
             f"LoRA          {out / lora}",
             f"loss plot     {plot}",
             f"before/after  {grid}",
-            f"training      {len(losses)} steps in {clock(seconds)}",
+            f"training      {len(losses)} steps in {clock(seconds)}, {memory:.1f} GiB with ComfyUI",
             "",
             *_table(scores, samples),
         ]
     )
 
 
-def train(server: ComfyServer, steps: int = 0) -> tuple[str, list[float], float]:
+def train(server: ComfyServer, steps: int = 0) -> tuple[str, list[float], float, float]:
     """Run the shipped workflow.
 
     Args:
@@ -107,16 +108,18 @@ def train(server: ComfyServer, steps: int = 0) -> tuple[str, list[float], float]
         steps: Training steps; 0 takes the workflow's.
 
     Returns:
-        The LoRA's file name in output/loras, the losses, and the seconds that training took.
+        The LoRA's file name in output/loras, the losses, the seconds that training took, and the
+        most memory in GiB that ComfyUI had at a time.
     """
     prompt = graphs.shipped(server)
     (node,) = graphs.nodes_of(prompt, "GraftTrainLora")
     if steps:
         prompt[node]["inputs"] |= {"steps": steps, "steps_unit": "steps"}
     prompt_id = server.queue(prompt)
-    show = Bar("training")
+    show, sizes = Bar("training"), [0.0]
 
     def look() -> None:
+        sizes.append(resident(server))
         for message in graphs.messages(server, prompt_id)[-1:]:
             loss = f"loss {message['loss']:.4f}  " if message.get("loss") is not None else ""
             left = (message["total"] - message["step"]) * (message.get("s_per_step") or 0)
@@ -132,7 +135,7 @@ def train(server: ComfyServer, steps: int = 0) -> tuple[str, list[float], float]
     (save,) = graphs.nodes_of(prompt, "GraftSaveLora")
     print(graphs.shown(entry, save), flush=True)
     (lora,) = graphs.loras(server)
-    return lora, losses, times[-1] - times[0]
+    return lora, losses, times[-1] - times[0], max(sizes)
 
 
 def compare(
@@ -180,6 +183,13 @@ def follow(server: ComfyServer, prompt_id: str, look: Callable[[], None]) -> dic
             if not server.is_alive():
                 raise
             look()
+
+
+def resident(server: ComfyServer) -> float:
+    """GiB of memory that the server has now."""
+    import psutil  # the host's own requirement
+
+    return psutil.Process(server.process.pid).memory_info().rss / 2**30 if server.process else 0.0
 
 
 class Bar:

@@ -86,7 +86,7 @@ def concept(bench: Bench) -> dict[str, float]:
 
     from . import concept as scored
 
-    lora, losses, seconds = demo.train(bench.server)
+    lora, losses, seconds, _ = demo.train(bench.server)
     weights = comfy.utils.load_torch_file(str(bench.server.output / "loras" / lora), safe_load=True)
     model, clip, vae = bench.wires
     with torch.inference_mode():
