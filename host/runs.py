@@ -8,6 +8,7 @@ A client drops what it has, applies what follows, and asks for ``since`` its las
 import json
 import logging
 import math
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -221,12 +222,11 @@ def _send(message: dict[str, Any]) -> None:
 
 
 def prompt_server() -> Any:
-    """The host's server object, None where there is none (a test, a script)."""
-    try:
-        from server import PromptServer
-    except ImportError:
-        return None
-    return getattr(PromptServer, "instance", None)
+    """The host's server object, None where there is none (a test, a script).
+
+    The host imports its server before any pack; an import here would be tried again at every message of a script.
+    """
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def _write_text(path: Path, text: str) -> None:
