@@ -8,6 +8,7 @@ parser of option strings read them from there.
 import dataclasses
 import difflib
 import importlib
+import math
 import pkgutil
 import re
 from collections.abc import Callable, Iterable
@@ -31,6 +32,8 @@ def check_limits(value: Any) -> None:
     """
     for field in dataclasses.fields(value):
         given, limits = getattr(value, field.name), field.metadata
+        if isinstance(given, float) and not math.isfinite(given):
+            raise ValueError(f"{field.name} is {given}; it must be a finite number.")
         low, high = limits.get("min"), limits.get("max")
         if (low is not None and not given >= low) or (high is not None and not given <= high):
             allowed = f"at least {low}" if high is None else f"at most {high}"

@@ -27,7 +27,10 @@ class LoRA:
         16, "Inner dimension: larger learns more and makes a larger file.", min=1, max=4096
     )
     alpha: float = option(
-        0.0, "Scale numerator: dW is multiplied by alpha / rank. 0 means the rank.", min=0.0
+        0.0,
+        "Scale numerator: dW is multiplied by alpha / rank. 0 means the rank.",
+        min=0.0,
+        max=4096.0,
     )
     blocks: str = option(
         "attention",

@@ -8,54 +8,27 @@ what was learned so far is on disk and the host is as it was.
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from ..adapters import NETWORKS, Network
 from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
-from ..adapters.targets import targets
-from ..trainers.data import Dataset
 from ..trainers.events import Ended, Sample, Saved, Started, Warned
 from ..trainers.loop import Diverged, Loop
-from ..trainers.objectives import Objective
-from ..trainers.optimizers import Optimizer
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
-from . import autoencoder, identity, paths, plots, preview, result, runs
+from . import graph, identity, paths, plots, preview, result, runs
 from .conditioning import Conditioner, Texts, family_check
 from .progress import RunSink
-from .trainee import Trainee, refuse_untrainable, trainee
+from .request import Request, check, check_state
+from .trainee import Trainee, trainee
 from .training_data import Picture, TrainingData, encode_pictures, prior_prompts
 
 LARGE_MODEL = 500_000_000  # parameters from which "auto" checkpoints on a GPU
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What a training node asks for: values from its sockets and widgets."""
-
-    model: Any
-    dataset: Dataset
-    vae: Any = None
-    clip: Any = None
-    network: Network = field(default_factory=NETWORKS.get("lora"))
-    objective: Objective = field(default_factory=Objective)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    plan: Plan = field(default_factory=Plan)
-    preview: Preview | None = None
-    sampler: Any = None
-    sigmas: Any = None
-    state: State | None = None
-    name: str = "graft"
-    node_id: str | None = None
-    prompt_id: str | None = None
-    workflow_id: str | None = None
-    extra_pnginfo: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +62,15 @@ class _Run:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.name = paths.safe_name(request.name, "name of the LoRA")
-        _check(request)
-        self.run = _run_id(request)
+        self.name = paths.lora_name(request.name)
+        check(request)
+        self.model = identity.model_digest(request.model)
+        self.dataset = request.dataset.digest()
+        self.notes = list(request.dataset.warnings)
+        if request.state is not None:
+            self.notes += check_state(request.state, request, self.model)
+        begun = request.state and (request.state.step, request.state.total_steps)
+        self.run = identity.run_id(self.model, self.dataset, request.settings, request.plan, begun)
         paths.check_writable(paths.loras_folder())
         paths.check_writable(paths.run_folder(self.run))
         done = request.state.step if request.state else 0
@@ -99,7 +78,6 @@ class _Run:
             self.run,
             request.node_id,
             done + request.plan.steps,
-            prompt_id=request.prompt_id,
             workflow_id=request.workflow_id,
         )
         self.images: torch.Tensor | None = None
@@ -111,24 +89,27 @@ class _Run:
         """Train, then make the outputs; keep the work whatever happens."""
         try:
             is_whole = self._train()
-            outcome = self._deliver()
+            outcome = self._deliver(is_whole)
         except BaseException as error:
             self._keep(error)
             raise
+        finally:
+            if self.is_ready:
+                del self.loop  # its callbacks hold this object: a cycle around the trained weights
         self.sink(Ended("done" if is_whole else "finished", outcome.report))
         return outcome
 
     def _train(self) -> bool:
         request = self.request
-        pictures = encode_pictures(request.dataset, request.vae, request.model, _interrupt)
         captions = [item.caption for item in request.dataset.items]
-        preserve = request.objective.preserve > 0
-        priors = (
-            prior_prompts(request.dataset, request.objective.preserve_prompts) if preserve else ()
-        )
+        priors = self._priors()
+        self._tell(f"encoding {len(captions)} pictures")
+        pictures = encode_pictures(request.dataset, request.vae, request.model, _interrupt)
+        self._tell("encoding captions")
         texts = Texts().encode(request.clip, [*captions, *priors])
         family_check(request.model, request.clip, texts[captions[0]])
         prompts = preview.encode_prompts(request.clip, request.preview) if request.preview else None
+        self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
         with trainee(request.model, precision=request.plan.precision) as trained:
             conditioner = Conditioner(trained.patcher, trained.device)
@@ -147,7 +128,22 @@ class _Run:
                 return loop.run()
             finally:
                 attached.remove()
-                self.facts["free memory after (GiB)"] = free_memory()
+
+    def _tell(self, text: str) -> None:
+        _log.info("%s: %s", self.name, text)
+        graph.show_text(self.request.node_id, text)
+
+    def _priors(self) -> tuple[str, ...]:
+        objective, dataset = self.request.objective, self.request.dataset
+        if objective.preserve == 0:
+            return ()
+        priors = prior_prompts(dataset, objective.preserve_prompts)
+        if not any(priors):
+            self.notes.append(
+                "preserve has no other text than the empty one to hold on to: name the trigger in the dataset, "
+                "or give preserve_prompts; preserve 0 is faster."
+            )
+        return priors
 
     def _new_loop(self, trained: Trainee, data: TrainingData, attached: Attached) -> Loop:
         request = self.request
@@ -176,7 +172,7 @@ class _Run:
             "device": str(trained.device),
         }
         self.sink(Started(loop.end, loop.step, dict(self.facts)))
-        for text in self.request.dataset.warnings:
+        for text in self.notes:
             self.sink(Warned(text))
         if loop.end > loop.total:
             text = f"The plan ends at step {loop.total}; the last learning rate holds after it."
@@ -194,7 +190,7 @@ class _Run:
 
         def after(step: int) -> None:
             if runs.wants_save(self.run):
-                self._save_so_far(f"{self.name}_step{step:06}")
+                self._save_on_request(step)
             if settings is not None and settings.due(step, self.loop.end):
                 self._preview(step, trained, prompts, settings, size)
 
@@ -209,7 +205,7 @@ class _Run:
             self.images = preview.sample(trained, prompts, settings, request.vae, **given)
             self.sink(Sample(step, preview.save_samples(self.images, self.run, step)))
         except Exception as error:
-            if is_interrupt(error):
+            if is_interrupt(error) or isinstance(error, preview.TraineeLost):
                 raise
             _log.exception("The preview after step %d failed", step)
             text = f"The preview after step {step} failed ({error}); training goes on."
@@ -218,6 +214,8 @@ class _Run:
     def _adapter(self, name: str) -> AdapterFile:
         """What is trained so far, as a value: no clock, path or counter is in it."""
         request, tensors = self.request, self.loop.network.tensors()
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+            raise Diverged("The trained weights are not finite numbers. Lower the learning rate.")
         facts = {
             "steps": self.loop.step,
             "seed": request.plan.seed,
@@ -225,7 +223,8 @@ class _Run:
             "network": repr(request.network),
             "objective": repr(request.objective),
             "optimizer": repr(request.optimizer),
-            "dataset": request.dataset.digest(),
+            "dataset": self.dataset,
+            "model": self.model,
             "pictures": len(request.dataset.items),
         }
         metadata = result.lora_metadata(
@@ -244,25 +243,47 @@ class _Run:
         self.sink(Saved(self.loop.step, where))
         return where
 
-    def _deliver(self) -> Outcome:
+    def _save_on_request(self, step: int) -> None:
+        try:
+            self._save_so_far(f"{self.name}_step{step:06}")
+        except Exception as error:  # noqa: BLE001 - training goes on
+            _log.exception("The LoRA after step %d could not be saved", step)
+            self.sink(Warned(f"The LoRA after step {step} could not be saved: {error}"))
+
+    def _write(self, adapter: AdapterFile) -> tuple[result.Report | None, str]:
+        """Write and check the file; a full disk must not cost what is in memory."""
+        try:
+            path = paths.run_folder(self.run) / f"{self.name}.safetensors"
+            path = result.save_lora(path, adapter)
+        except OSError as error:
+            text = f"NOT on disk ({error}): make room and save it with Save LoRA"
+            self.sink(Warned(f"The LoRA is {text}."))
+            return None, text
+        where = paths.relative_to_output(path)
+        self.sink(Saved(self.loop.step, where))
+        return result.self_check(path, self.request.model), f"kept in output/{where}"
+
+    def _deliver(self, is_whole: bool) -> Outcome:
         loop, request = self.loop, self.request
+        self.facts["free memory after (GiB)"] = free_memory()
         adapter = self._adapter(self.name)
-        path = result.save_lora(paths.run_folder(self.run) / f"{self.name}.safetensors", adapter)
-        self.sink(Saved(loop.step, paths.relative_to_output(path)))
-        check = result.self_check(path, request.model)
-        if not check.complete:
-            self.sink(Warned(f"The LoRA would not load whole: {check.text}"))
-        model, _ = result.apply(request.model, adapter.tensors)
+        report, where = self._write(adapter)
+        model, applied = result.apply(request.model, adapter.tensors)
+        report = report or applied
+        if not report.complete:
+            self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
+        if not is_whole:
+            where += "\nfinished early on request: change a widget to train again"
         images = self.images if self.images is not None else plots.loss_plot(loop.losses)
         return Outcome(
             model=model,
             clip=request.clip,
             lora_model=result.lora_state_dict(adapter),
-            state=loop.state(),
+            state=replace(loop.state(), model=self.model, settings=request.settings),
             loss_map={"loss": list(loop.losses)},
             images=images,
             adapter=adapter,
-            report=self._report(check.text, paths.relative_to_output(path)),
+            report=self._report(report.text, where),
             run=self.run,
         )
 
@@ -275,7 +296,7 @@ class _Run:
                 f"{facts['layers']} layers, {facts['trained parameters']:,} parameters in {facts['precision']}",
                 check,
                 f"free memory {facts['free memory before (GiB)']} -> {facts['free memory after (GiB)']} GiB",
-                f"kept in output/{where}",
+                where,
             ]
         )
 
@@ -286,39 +307,14 @@ class _Run:
         if self.is_ready and self.loop.step > begun:
             try:
                 where = self._save_so_far(f"{self.name}_step{self.loop.step:06}")
-                text = f"{text} The LoRA after {self.loop.step} steps is kept in output/{where}.".strip()
-            except Exception:  # noqa: BLE001 - must not hide what ended the run
+                kept = f"The LoRA after {self.loop.step} steps is kept in output/{where}."
+            except Exception as failure:  # noqa: BLE001 - must not hide what ended the run
                 _log.exception("The LoRA after %d steps could not be saved", self.loop.step)
+                kept = f"The LoRA after {self.loop.step} steps could NOT be saved: {failure}"
+            text = f"{text} {kept}".strip()
+            if len(error.args) == 1 and isinstance(error.args[0], str):
+                error.args = (text,)  # the type stays: the host looks at it
         self.sink(Ended(state, text))
-        if isinstance(error, Diverged):
-            raise Diverged(text) from error
-
-
-def _check(request: Request) -> None:
-    """Find what is wrong with the input before anything is loaded or written."""
-    for kind in ("clip", "vae"):
-        if getattr(request, kind) is None:
-            raise ValueError(f"No {kind.upper()} is connected; training needs that of the model.")
-    count, batch = len(request.dataset.items), request.plan.batch_size
-    if batch > count:
-        raise ValueError(
-            f"batch_size is {batch} but the dataset has {count} pictures; lower batch_size or add pictures."
-        )
-    refuse_untrainable(request.model)
-    autoencoder.check_family(request.vae, request.model)
-    targets(request.model.model.diffusion_model, request.network.blocks)
-    if request.preview is not None:
-        preview.check(request.preview)
-    if request.state is not None and request.state.seed != request.plan.seed:
-        raise ValueError(
-            f"The state was trained with seed {request.state.seed}, not {request.plan.seed}; use the same seed."
-        )
-
-
-def _run_id(request: Request) -> str:
-    state = request.state and (request.state.step, request.state.total_steps)
-    settings = (request.network, request.objective, request.optimizer, request.plan, state)
-    return identity.run_id(request.model, request.dataset.digest(), *settings)
 
 
 def _checkpoints(plan: Plan, trained: Trainee) -> bool:

@@ -10,25 +10,27 @@ import torch
 SAMPLE_BYTES = 4096
 
 
-def run_id(model: Any, dataset_digest: str, *settings: Any) -> str:
+def run_id(model: str, dataset: str, *settings: Any) -> str:
     """The id of a run, 32 hexadecimal digits.
 
     Args:
-        model: The MODEL on the wire.
-        dataset_digest: Digest of pictures and captions.
+        model: Digest of the MODEL on the wire.
+        dataset: Digest of pictures and captions.
         settings: Frozen dataclasses and plain values; their ``repr`` counts.
     """
-    sha = hashlib.sha256(model_digest(model).encode())
-    for part in (dataset_digest, *map(repr, settings)):
-        sha.update(b"\0" + part.encode())
+    sha = hashlib.sha256()
+    for part in (model, dataset, *map(repr, settings)):
+        sha.update(part.encode() + b"\0")
     return sha.hexdigest()[:32]
 
 
 def model_digest(model: Any) -> str:
     """SHA-256 over names, shapes, dtypes and the first 4 KiB of each weight, and over the wire's patches."""
     sha = hashlib.sha256()
+    # A loaded clone may have its patches in the weights; the originals are in the backup.
+    backup = getattr(model, "backup", {})
     for name, tensor in sorted(model.model.state_dict().items()):
-        _add(sha, name, tensor)
+        _add(sha, name, backup[name].weight if name in backup else tensor)
     for name, patches in sorted(
         getattr(model, "patches", {}).items(), key=lambda pair: str(pair[0])
     ):

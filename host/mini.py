@@ -144,15 +144,11 @@ def _build_model(state: dict[str, Any]) -> Any:
     config.set_inference_dtype(dtype, model_management.unet_manual_cast(dtype, device, supported))
     start_device = model_management.unet_inital_load_device(parameters, dtype)
     model = config.get_model(state, UNET_PREFIX, device=start_device)
-    patcher_class = getattr(
-        comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
-    )
-    patcher = patcher_class(
+    # Never the dynamic patcher: it has no copy to train on unless a core loader made it.
+    patcher = comfy.model_patcher.ModelPatcher(
         model, load_device=device, offload_device=model_management.unet_offload_device()
     )
-    dynamic = getattr(patcher, "is_dynamic", lambda: False)()
-    options = {"assign": True} if dynamic else {}
-    model.load_model_weights(state, UNET_PREFIX, **options)
+    model.load_model_weights(state, UNET_PREFIX)
     if start_device != model_management.torch.device("cpu"):
         model_management.load_models_gpu([patcher], force_full_load=True)
     return patcher

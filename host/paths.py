@@ -106,6 +106,16 @@ def safe_name(name: str, what: str = "name") -> str:
     return normal
 
 
+def lora_name(name: str) -> str:
+    """``name`` when a LoRA can be called so, with room for ``_step00000000`` after it.
+
+    Raises:
+        ValueError: As ``safe_name``.
+    """
+    safe_name(f"{name}_step00000000" if name else name, "name of the LoRA")
+    return safe_name(name, "name of the LoRA")
+
+
 def _harm(name: str) -> str | None:
     # Compatibility forms (a full-width slash) turn into the real thing on some systems.
     folded = unicodedata.normalize("NFKC", name)

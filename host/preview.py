@@ -7,7 +7,6 @@ and the weights' places are afterwards as they were, whatever happens in between
 
 import contextlib
 import functools
-import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from ..registry import unknown
 from ..trainers.preview import Preview
 from . import paths
 
-_log = logging.getLogger(__name__)
+
+class TraineeLost(RuntimeError):
+    """The training cannot go on after a preview: its weights are not where they were."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,19 +153,18 @@ def untouched(trainee: Any) -> Iterator[None]:
 
     before = _Weights(trainee.model)
     flags = {name: vars(management)[name] for name in ("in_training",) if hasattr(management, name)}
-    has_failed = True
     with generators_kept():
         try:
             yield
-            has_failed = False
         finally:
             vars(management).update(flags)
             try:
                 _load_again(trainee)
             except Exception as error:
-                if not has_failed:
+                if type(error).__name__ == "InterruptProcessingException":
                     raise
-                _log.warning("the model could not be loaded again: %s", error)
+                text = f"The model in training could not be loaded again after a preview: {error}"
+                raise TraineeLost(text) from error
             finally:
                 before.restore()
 

@@ -5,6 +5,7 @@ All loading goes through ComfyUI's own LoRA code, so what is counted here is wha
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..loaders import lora_file
 from . import paths
 
 _LISTED = 8
+_log = logging.getLogger(__name__)
 # ComfyUI's configuration class: (modelspec.architecture, modelspec.implementation,
 # ss_base_model_version). Other classes have no agreed name, so none is written.
 _STABILITY = "https://github.com/Stability-AI/generative-models"
@@ -328,6 +330,16 @@ def _fits(patch: Any, place: Any, weights: Mapping[str, torch.Tensor]) -> bool:
 def _relative_change(
     patches: Mapping[Any, Any], weights: Mapping[str, torch.Tensor], model: Any, clip: Any
 ) -> float | None:
+    try:
+        return _measured_change(patches, weights, model, clip)
+    except (RuntimeError, NotImplementedError) as error:
+        _log.warning("How much the LoRA changes the weights cannot be measured: %s", error)
+        return None
+
+
+def _measured_change(
+    patches: Mapping[Any, Any], weights: Mapping[str, torch.Tensor], model: Any, clip: Any
+) -> float | None:
     change, size = 0.0, 0.0
     for place, patch in patches.items():
         key, offset = (place, None) if isinstance(place, str) else (place[0], place[1])
@@ -338,7 +350,8 @@ def _relative_change(
         squared = _change_squared(patch, weight, offset, key)
         if squared is not None:
             change += squared
-            # No fp32 copy of the weight: dtype= sums in fp32 as it reads.
+            # No fp32 copy of the weight: dtype= sums in fp32 as it reads; fp8 has no such sum.
+            part = part.float() if part.element_size() == 1 else part
             size += float(torch.linalg.vector_norm(part, dtype=torch.float32)) ** 2
     return math.sqrt(change / size) if size > 0 else None
 

@@ -266,7 +266,11 @@ def _reload_all(patchers: list[Any]) -> None:
     import comfy.model_management as mm
 
     for patcher in patchers:
-        mm.load_models_gpu([patcher])
+        try:
+            mm.load_models_gpu([patcher])
+        except Exception as error:  # noqa: BLE001 - the host loads it when it is needed
+            logger.warning("a model could not be loaded again after the training: %s", error)
+            return
 
 
 def _is_dynamic(model: Any) -> bool:

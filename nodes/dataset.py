@@ -62,9 +62,16 @@ class LoadImages(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, folder: str, caption: str, trigger: str, recursive: bool, resolution: int
+        cls,
+        folder: str | None,
+        caption: str,
+        trigger: str,
+        recursive: bool | None,
+        resolution: int,
     ) -> str:
-        return folder_fingerprint(graph.picture_folder(folder), bool(recursive))
+        if folder is None:  # it comes over a link, and changes with what is behind that
+            return ""
+        return folder_fingerprint(graph.picture_folder(folder), recursive is not False)
 
     @classmethod
     def execute(

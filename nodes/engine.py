@@ -65,7 +65,7 @@ def check_name(name: str | None) -> bool | str:
     """True when ``name`` can be a LoRA's name or is not known yet, else what is wrong with it."""
     try:
         if name is not None:
-            paths.safe_name(name, "name of the LoRA")
+            paths.lora_name(name)
     except ValueError as error:
         return str(error)
     return True
@@ -84,7 +84,6 @@ def train(node: Any, **values: Any) -> io.NodeOutput:
     asker = {
         "node_id": hidden.unique_id,
         "workflow_id": workflow.get("id") if isinstance(workflow, dict) else None,
-        "extra_pnginfo": extra,
     }
     made = engine.train(engine.Request(**values, **asker))
     return io.NodeOutput(

@@ -20,7 +20,9 @@ class Plan:
     batch_size: int = option(1, "Pictures in one forward pass.", min=1, max=4096)
     accumulate: int = option(1, "Forward passes in one optimizer step.", min=1, max=4096)
     seed: int = option(0, "Seed of everything drawn in the run.", min=0, max=2**64 - 1)
-    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 does not clip.", min=0.0)
+    max_grad_norm: float = option(
+        1.0, "Clip the gradient to this norm; 0 does not clip.", min=0.0, max=1e9
+    )
     precision: str = option(
         "auto", "Precision of the frozen model's computations.", choices=PRECISIONS
     )

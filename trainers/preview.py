@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+from ..registry import check_limits, option
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -12,24 +14,21 @@ class Preview:
     """
 
     prompts: tuple[str, ...]
-    negative: str = ""
-    width: int = 0
-    height: int = 0
-    steps: int = 20
-    cfg: float = 7.0
-    sampler: str = "euler"
-    scheduler: str = "normal"
-    seed: int = 0
-    every: int = 100
-    at_start: bool = True
+    negative: str = option("", "What the pictures shall not show.")
+    width: int = option(0, "Width in pixels; 0 is that of the pictures.", min=0, max=16384)
+    height: int = option(0, "Height in pixels; 0 is that of the pictures.", min=0, max=16384)
+    steps: int = option(20, "Sampling steps.", min=1, max=10_000)
+    cfg: float = option(7.0, "Guidance; 1 for models like Flux.", min=0.0, max=100.0)
+    sampler: str = option("euler", "The host's sampler.")
+    scheduler: str = option("normal", "The host's scheduler.")
+    seed: int = option(0, "Seed of the first prompt; each has the next.", min=0, max=2**64 - 1)
+    every: int = option(100, "Steps between previews.", min=1, max=10_000_000)
+    at_start: bool = option(True, "Sample before the first step, too.")
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("A preview needs at least one prompt.")
-        if self.every < 1 or self.steps < 1:
-            raise ValueError(
-                f"Preview steps ({self.steps}) and every ({self.every}) must be at least 1."
-            )
+        check_limits(self)
 
     def due(self, step: int, total: int) -> bool:
         """Whether pictures are due after ``step`` of ``total`` steps (0 = before the first)."""

@@ -13,7 +13,8 @@ class State:
     """Where a run stands after ``step`` of ``total_steps``.
 
     Since every draw is keyed by seed and step, seed and step are all of the random state.
-    ``adapter`` has the tensors as files name them; ``optimizer`` is per parameter name.
+    ``adapter`` has the tensors as files name them; ``optimizer`` is per parameter name; ``model`` is
+    the digest of what it was trained on, ``settings`` what it was trained with.
     """
 
     step: int
@@ -22,6 +23,8 @@ class State:
     adapter: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, Mapping[str, Any]]
     losses: tuple[float, ...] = ()
+    model: str = ""
+    settings: str = ""
 
 
 def optimizer_state(

@@ -220,19 +220,132 @@ def test_the_run_is_known_by_what_it_is(wires):
     from graft.trainers.plan import Plan
     from tests.host import tiny
 
-    first = identity.run_id(wires["sdxl"], "d", Plan())
-    assert first == identity.run_id(tiny.model("sdxl"), "d", Plan())
-    assert (
-        len(
-            {
-                first,
-                identity.run_id(wires["sdxl"], "e", Plan()),
-                identity.run_id(wires["sdxl"], "d", Plan(seed=1)),
-            }
-        )
-        == 3
-    )
+    first = identity.model_digest(wires["sdxl"])
+    assert first == identity.model_digest(tiny.model("sdxl"))
+    ids = {identity.run_id(first, d, Plan(seed=s)) for d in "de" for s in (0, 1)}
+    assert len(ids) == 4
     patched = wires["sdxl"].clone()
     key = next(k for k in patched.model.state_dict() if k.endswith("to_q.weight"))
     patched.add_patches({key: ("diff", (torch.ones_like(patched.model.state_dict()[key]),))}, 0.5)
-    assert identity.run_id(patched, "d", Plan()) != first
+    assert identity.model_digest(patched) != first
+
+
+def test_the_digest_does_not_depend_on_what_is_loaded(wires):
+    import comfy.model_management as management
+
+    from graft.host import identity
+
+    before = identity.model_digest(wires["sdxl"])
+    patched = wires["sdxl"].clone()
+    key = next(k for k in patched.model.state_dict() if k.endswith("to_q.weight"))
+    patched.add_patches({key: ("diff", (torch.ones_like(patched.model.state_dict()[key]),))}, 0.5)
+    with torch.inference_mode():
+        management.load_models_gpu([patched])
+        try:
+            assert identity.model_digest(wires["sdxl"]) == before
+        finally:
+            management.unload_all_models()
+
+
+def test_a_picture_that_vanishes_in_mid_run_costs_nothing(
+    wires, output, tmp_path_factory, monkeypatch
+):
+    from PIL import Image
+
+    from graft.trainers.data import Dataset, Item
+    from graft.trainers.loop import Loop
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(3):
+        Image.new("RGB", (64, 64), (80 * i, 10, 10)).save(folder / f"{i}.png")
+    items = [Item("a zork", path=str(folder / f"{i}.png")) for i in range(3)]
+    real = Loop._update
+
+    def remove(loop):
+        (folder / "0.png").unlink(missing_ok=True)
+        return real(loop)
+
+    monkeypatch.setattr(Loop, "_update", remove)
+    outcome = train(wires, dataset=Dataset(tuple(items), trigger="zork"))
+    assert len(outcome.loss_map["loss"]) == 4
+
+
+def test_a_full_disk_costs_no_finished_work(wires, output, monkeypatch):
+    from graft.host import result
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(result, "save_lora", full)
+    outcome = train(wires)
+    assert outcome.lora_model
+    assert "NOT on disk" in outcome.report
+    assert "tensors applied" in outcome.report
+
+
+def test_a_state_of_another_model_is_refused(wires, output):
+    head = train(wires, steps=2, plan={"total_steps": 4})
+    with pytest.raises(ValueError, match="before the first training node"):
+        train(wires, steps=2, plan={"total_steps": 4}, state=head.state, model=head.model)
+
+
+def test_a_run_leaves_nothing_behind(wires, output):
+    import gc
+    import weakref
+
+    from graft.host import engine
+
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.inference_mode(False):
+            run = engine._Run(request(wires))
+            loops = []
+            real = run._new_loop
+            run._new_loop = lambda *args: loops.append(weakref.ref(made := real(*args))) or made
+            run.go()
+        assert loops[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_weights_that_are_not_finite_are_never_called_done(wires, output, monkeypatch):
+    from graft.trainers.loop import Diverged, Loop
+
+    real = Loop._update
+
+    def spoil(loop):
+        norm = real(loop)
+        next(iter(loop.parameters.values())).data.fill_(float("nan"))
+        return norm
+
+    monkeypatch.setattr(Loop, "_update", spoil)
+    with pytest.raises(Diverged, match="not finite"):
+        train(wires, steps=1)
+    assert not list(output.rglob("*.safetensors"))
+
+
+def test_priors_are_captions_without_the_trigger_as_a_word():
+    from graft.host.training_data import prior_prompts
+    from graft.trainers.data import Dataset, Item
+
+    pixels = torch.zeros(64, 64, 3)
+    captions = ["a sks dog", "a man asks", "sks, a cat", "a dog"]
+    data = Dataset(tuple(Item(text, pixels=pixels) for text in captions), trigger="sks")
+    assert prior_prompts(data, ()) == (", a cat", "")
+    assert prior_prompts(data, ("x", "x", "y")) == ("x", "y")
+    bare = Dataset(data.items, trigger="")
+    assert prior_prompts(bare, ()) == ("",)
+
+
+def test_a_plain_fp8_model_trains_and_is_delivered(wires, output):
+    from tests.host import tiny
+
+    model = tiny.model("sdxl")
+    with torch.inference_mode():
+        for module in model.model.diffusion_model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.comfy_cast_weights = True
+                module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), False)
+    outcome = train(wires, model=model, steps=2)
+    assert "tensors applied" in outcome.report

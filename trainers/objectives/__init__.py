@@ -59,6 +59,7 @@ class Objective:
         1.0,
         "Weight of staying like the base model on prompts without the trigger; 0 is off and faster.",
         min=0.0,
+        max=100.0,
     )
     preserve_prompts: tuple[str, ...] = ()
 

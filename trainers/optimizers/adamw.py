@@ -9,29 +9,34 @@ import torch
 from ...registry import check_limits, option
 from . import OPTIMIZERS
 
+FUSED = ("cpu", "cuda", "mps", "xpu")
+
 
 @OPTIMIZERS.register("adamw")
 @dataclass(frozen=True)
 class AdamW:
     """Settings of torch's own AdamW."""
 
-    lr: float = option(1e-4, "Peak learning rate.", min=0.0)
+    lr: float = option(1e-4, "Peak learning rate.", min=0.0, max=10.0)
     beta1: float = option(0.9, "Decay of the gradient's mean.", min=0.0, max=0.9999)
     beta2: float = option(0.999, "Decay of the gradient's square.", min=0.0, max=0.99999)
-    weight_decay: float = option(0.01, "Pull towards zero, times the learning rate.", min=0.0)
-    eps: float = option(1e-8, "Added to the denominator.", min=0.0)
+    weight_decay: float = option(
+        0.01, "Pull towards zero, times the learning rate.", min=0.0, max=100.0
+    )
+    eps: float = option(1e-8, "Added to the denominator.", min=1e-12, max=1.0)
 
     def __post_init__(self) -> None:
         check_limits(self)
 
     def build(self, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """``torch.optim.AdamW``, fused."""
+        """``torch.optim.AdamW``, fused where the device has it."""
         betas = (self.beta1, self.beta2)
+        fused = all(p.device.type in FUSED for p in parameters) or None
         return torch.optim.AdamW(
             list(parameters),
             lr=self.lr,
             betas=betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            fused=True,
+            fused=fused,
         )

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training node asks of the engine, and what can be wrong with it before anything begins."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..adapters import NETWORKS, Network
+from ..adapters.targets import targets
+from ..trainers.data import Dataset
+from ..trainers.objectives import Objective
+from ..trainers.optimizers import Optimizer
+from ..trainers.plan import Plan
+from ..trainers.preview import Preview
+from ..trainers.state import State
+from . import autoencoder, preview
+from .trainee import refuse_untrainable
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a training node asks for: values from its sockets and widgets."""
+
+    model: Any
+    dataset: Dataset
+    vae: Any = None
+    clip: Any = None
+    network: Network = field(default_factory=NETWORKS.get("lora"))
+    objective: Objective = field(default_factory=Objective)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    plan: Plan = field(default_factory=Plan)
+    preview: Preview | None = None
+    sampler: Any = None
+    sigmas: Any = None
+    state: State | None = None
+    name: str = "graft"
+    node_id: str | None = None
+    workflow_id: str | None = None
+
+    @property
+    def settings(self) -> str:
+        """What the result depends on beside model, data, length and seed."""
+        parts = (self.network, self.objective, self.optimizer, self.plan.effective_batch)
+        return ", ".join(map(repr, parts))
+
+
+def check(request: Request) -> None:
+    """Find what is wrong with the input before anything is loaded or written.
+
+    Raises:
+        ValueError: Says what came, what is allowed and what to do.
+    """
+    for kind in ("clip", "vae"):
+        if getattr(request, kind) is None:
+            raise ValueError(f"No {kind.upper()} is connected; training needs that of the model.")
+    count, batch = len(request.dataset.items), request.plan.batch_size
+    if batch > count:
+        raise ValueError(
+            f"batch_size is {batch} but the dataset has {count} pictures; lower batch_size or add pictures."
+        )
+    refuse_untrainable(request.model)
+    autoencoder.check_family(request.vae, request.model)
+    network = request.model.model.diffusion_model
+    for name in targets(network, request.network.blocks):
+        if "forward" in network.get_submodule(name).__dict__:
+            raise ValueError(
+                f"Layer {name} of the MODEL carries an adapter that another node hooked in (a bypass LoRA, "
+                "say): connect the model from before that node, or load the LoRA with Load LoRA."
+            )
+    if request.preview is not None:
+        preview.check(request.preview)
+    if request.state is not None and request.state.seed != request.plan.seed:
+        raise ValueError(
+            f"The state was trained with seed {request.state.seed}, not {request.plan.seed}; use the same seed."
+        )
+
+
+def check_state(state: State, request: Request, model_digest: str) -> tuple[str, ...]:
+    """Compare a state with the run that shall go on from it.
+
+    Args:
+        state: The state on the wire.
+        request: The run.
+        model_digest: Digest of the MODEL on the wire.
+
+    Returns:
+        What the user should know.
+
+    Raises:
+        ValueError: The state was trained on another model.
+    """
+    if state.model and state.model != model_digest:
+        raise ValueError(
+            "The state was trained on another MODEL than the one connected: connect the model from "
+            "before the first training node, not its output, which has the LoRA in it already."
+        )
+    if state.settings and state.settings != request.settings:
+        return (f"The state was trained with other settings: {state.settings}.",)
+    return ()
