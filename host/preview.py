@@ -148,23 +148,34 @@ def untouched(trainee: Any) -> Iterator[None]:
 
     Args:
         trainee: Has the loaded training ``patcher`` and its ``model``.
+
+    Raises:
+        TraineeLost: The weights are not back, whatever else went wrong; the user's interrupt comes first.
     """
     import comfy.model_management as management
 
+    interrupt = management.InterruptProcessingException
     before = _Weights(trainee.model)
     flags = {name: vars(management)[name] for name in ("in_training",) if hasattr(management, name)}
     with generators_kept():
+        is_interrupted = False
         try:
             yield
+        except interrupt:
+            is_interrupted = True
+            raise
         finally:
             vars(management).update(flags)
             try:
                 _load_again(trainee)
             except Exception as error:
-                if type(error).__name__ == "InterruptProcessingException":
+                if not is_interrupted and not isinstance(error, interrupt):
+                    text = (
+                        f"The model in training could not be loaded again after a preview: {error}"
+                    )
+                    raise TraineeLost(text) from error
+                if not is_interrupted:
                     raise
-                text = f"The model in training could not be loaded again after a preview: {error}"
-                raise TraineeLost(text) from error
             finally:
                 before.restore()
 

@@ -324,17 +324,21 @@ def test_cancel_in_the_middle_of_sampling(world, settings, prompts):
         assert_equal(before, snapshot(trainee))
 
 
-def test_failing_to_load_again_does_not_hide_the_first_error(world, settings, prompts, caplog):
+def test_failing_to_load_again_ends_the_training_but_hides_no_interrupt(world, settings, prompts):
+    from comfy.model_management import InterruptProcessingException
+
     from graft.host import preview
 
     def broken():
         raise RuntimeError("cannot load")
 
     plain = SimpleNamespace(patcher=world.model, model=world.model.model, reload=broken)
-    with pytest.raises(KeyError, match="first"):
+    with pytest.raises(InterruptProcessingException):
+        stop = Evicting(world.vae, error=InterruptProcessingException())
+        preview.sample(plain, prompts, settings, stop)
+    with pytest.raises(preview.TraineeLost, match="cannot load"):
         preview.sample(plain, prompts, settings, Evicting(world.vae, error=KeyError("first")))
-    assert "cannot load" in caplog.text
-    with pytest.raises(RuntimeError, match="cannot load"):
+    with pytest.raises(preview.TraineeLost, match="cannot load"):
         preview.sample(plain, prompts, settings, world.vae, size=(64, 64))
 
 
