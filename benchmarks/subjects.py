@@ -65,23 +65,29 @@ class Subject:
 
     def model(self) -> Any:
         """A MODEL with random weights, as a loader node leaves it on the wire."""
+        with torch.inference_mode():
+            return self._load()
+
+    def _load(self, disable_dynamic: bool = False) -> Any:
+        """Build the MODEL; newer hosts call this again where they want a copy of their own."""
         import comfy.model_management as mm
-        import comfy.model_patcher
+        import comfy.model_patcher as patchers
 
         from tests.host import tiny
 
         device, offload = mm.get_torch_device(), mm.unet_offload_device()
-        with torch.inference_mode():
-            config = self.config()
-            config.set_inference_dtype(torch.float32, mm.unet_manual_cast(torch.float32, device))
-            base = config.get_model({}, "", device=offload)
-            tiny.randomize(base.diffusion_model, 0)
-            base.diffusion_model.requires_grad_(False)
-            base.eval()
-            kind = getattr(
-                comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
-            )
-            return kind(base, load_device=device, offload_device=offload)
+        config = self.config()
+        config.set_inference_dtype(torch.float32, mm.unet_manual_cast(torch.float32, device))
+        base = config.get_model({}, "", device=offload)
+        tiny.randomize(base.diffusion_model, 0)
+        base.diffusion_model.requires_grad_(False)
+        base.eval()
+        kind = patchers.ModelPatcher
+        if not disable_dynamic:
+            kind = getattr(patchers, "CoreModelPatcher", kind)
+        patcher = kind(base, load_device=device, offload_device=offload)
+        patcher.cached_patcher_init = (self._load, ())
+        return patcher
 
     def pictures(self, count: int = 4) -> "Pictures":
         """Random latents and conditionings of this model's widths."""
