@@ -100,14 +100,15 @@ def score(
         Shares by attribute, and `all` for shape AND colour AND background.
     """
     verdicts = (judge or scoring.load_scorer()).judge(images)
-    right: dict[str, list[bool]] = {"shape": [], "colour": [], "background": [], "texture": []}
-    for index, entry in enumerate(asked):
-        for kind, values in right.items():
-            verdict = verdicts[kind]
-            values.append(
-                verdict.labels[index] == entry[kind] and verdict.probabilities[index] >= 0.5
-            )
-    shares = {kind: sum(values) / len(values) for kind, values in right.items()}
+    right = {}
+    for kind in ("shape", "colour", "background", "texture"):
+        verdict = verdicts[kind]
+        chances = verdict.probabilities.tolist()
+        right[kind] = [
+            verdict.labels[index] == entry[kind] and chances[index] >= scoring.CERTAIN
+            for index, entry in enumerate(asked)
+        ]
+    shares = {kind: sum(values) / max(1, len(values)) for kind, values in right.items()}
     together = zip(right["shape"], right["colour"], right["background"], strict=True)
     shares["all"] = sum(all(entry) for entry in together) / max(1, len(asked))
     return shares
