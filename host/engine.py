@@ -22,10 +22,11 @@ from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import graph, identity, paths, plots, preview, result, runs
 from .conditioning import Conditioner, Texts, family_check
+from .priors import prior_list, prior_prompts, sample_priors
 from .progress import RunSink
 from .request import Request, check, check_state
 from .trainee import Trainee, trainee
-from .training_data import Picture, TrainingData, encode_pictures, prior_prompts
+from .training_data import Picture, TrainingData, encode_pictures
 
 LARGE_MODEL = 500_000_000  # parameters from which "auto" checkpoints on a GPU
 _log = logging.getLogger(__name__)
@@ -102,18 +103,26 @@ class _Run:
     def _train(self) -> bool:
         request = self.request
         captions = [item.caption for item in request.dataset.items]
-        priors = self._priors()
+        prior_texts = self._prior_texts()
         self._tell(f"encoding {len(captions)} pictures")
         pictures = encode_pictures(request.dataset, request.vae, request.model, _interrupt)
         self._tell("encoding captions")
-        texts = Texts().encode(request.clip, [*captions, *priors])
+        texts = Texts().encode(request.clip, [*captions, *prior_texts])
         family_check(request.model, request.clip, texts[captions[0]])
         prompts = preview.encode_prompts(request.clip, request.preview) if request.preview else None
+        holds = Preview(prior_texts) if prior_texts else None
+        encoded = preview.encode_prompts(request.clip, holds) if holds else None
         self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
         with trainee(request.model, precision=request.plan.precision) as trained:
             conditioner = Conditioner(trained.patcher, trained.device)
-            data = TrainingData(pictures, captions, texts, priors, conditioner, trained.device)
+            priors = []
+            if encoded is not None:
+                self._tell(f"sampling {len(prior_texts)} pictures of the model to stay close to")
+                size, seed = commonest_size(pictures), request.plan.seed
+                priors = sample_priors(trained, prior_texts, encoded, request.vae, size, seed)
+            captioned = list(zip(pictures, captions, strict=True))
+            data = TrainingData(captioned, priors, texts, conditioner, trained.device)
             attached = Attached(
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
             )
@@ -133,7 +142,7 @@ class _Run:
         _log.info("%s: %s", self.name, text)
         graph.show_text(self.request.node_id, text)
 
-    def _priors(self) -> tuple[str, ...]:
+    def _prior_texts(self) -> tuple[str, ...]:
         objective, dataset = self.request.objective, self.request.dataset
         if objective.preserve == 0:
             return ()
@@ -143,7 +152,7 @@ class _Run:
                 "preserve has no other text than the empty one to hold on to: name the trigger in the dataset, "
                 "or give preserve_prompts; preserve 0 is faster."
             )
-        return priors
+        return prior_list(priors)
 
     def _new_loop(self, trained: Trainee, data: TrainingData, attached: Attached) -> Loop:
         request = self.request

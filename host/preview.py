@@ -100,17 +100,37 @@ def sample(
     Raises:
         ValueError: The host has no such sampler or scheduler.
     """
+    with torch.inference_mode(False), torch.no_grad(), untouched(trainee):
+        latents = _sample_all(trainee, prompts, settings, vae, size, sampler, sigmas)
+        return torch.cat([_decode(vae, latent) for latent in latents])
+
+
+def sample_latents(
+    trainee: Any, prompts: Prompts, settings: Preview, vae: Any, size: tuple[int, int]
+) -> list[torch.Tensor]:
+    """As ``sample``, before decoding: latents ``[C, h, w]`` in the model's units, fp32 on the CPU."""
+    with torch.inference_mode(False), torch.no_grad(), untouched(trainee):
+        latents = _sample_all(trainee, prompts, settings, vae, size)
+        return [trainee.model.process_latent_in(x.float().cpu())[0].clone() for x in latents]
+
+
+def _sample_all(
+    trainee: Any,
+    prompts: Prompts,
+    settings: Preview,
+    vae: Any,
+    size: tuple[int, int],
+    sampler: Any = None,
+    sigmas: torch.Tensor | None = None,
+) -> list[torch.Tensor]:
     check(settings)
     width, height = settings.width or size[0], settings.height or size[1]
-    with torch.inference_mode(False), torch.no_grad(), untouched(trainee):
-        empty = _empty_latent(trainee.patcher, vae, width, height)
-        latents = [
-            _sample_one(
-                trainee.patcher, positive, prompts.negative, empty, settings, i, sampler, sigmas
-            )
-            for i, positive in enumerate(prompts.positive)
-        ]
-        return torch.cat([_decode(vae, latent) for latent in latents])
+    empty = _empty_latent(trainee.patcher, vae, width, height)
+    rest = (prompts.negative, empty, settings)
+    return [
+        _sample_one(trainee.patcher, positive, *rest, i, sampler, sigmas)
+        for i, positive in enumerate(prompts.positive)
+    ]
 
 
 def save_samples(images: torch.Tensor, run: str, step: int) -> tuple[dict[str, str], ...]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dataset as the loop reads it: latents and model inputs of every picture, encoded once, in memory."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,71 +51,55 @@ def encode_pictures(
     return tuple(pictures)
 
 
-def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
-    """Texts on which the model shall stay as it is.
-
-    Args:
-        dataset: Its captions without the trigger, and the empty text, where nothing is given.
-        given: The user's own prompts.
-    """
-    if given:
-        return tuple(dict.fromkeys(given))
-    trigger = dataset.trigger.strip()
-    captions = dict.fromkeys(item.caption for item in dataset.items)
-    word = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)") if trigger else re.compile(r"(?!)")
-    without = (" ".join(word.sub(" ", text).split()) for text in captions if word.search(text))
-    # A prior that is a caption too would pull against what is learned.
-    return tuple(dict.fromkeys([*(text for text in without if text not in captions), ""]))
-
-
 class TrainingData:
     """Implements the loop's ``Data``.
 
     Args:
-        pictures: The encoded pictures.
-        captions: The caption of each.
+        pictures: The encoded pictures, with the caption of each.
+        priors: Pictures of the base model, with the prompt of each.
         texts: Encoded texts by text.
-        priors: Texts on which the model shall stay as it is.
         conditioner: Makes model inputs.
         device: Where latents go.
     """
 
     def __init__(
         self,
-        pictures: Sequence[Picture],
-        captions: Sequence[str],
+        pictures: Sequence[tuple[Picture, str]],
+        priors: Sequence[tuple[Picture, str]],
         texts: dict[str, Encoded],
-        priors: Sequence[str],
         conditioner: Conditioner,
         device: torch.device,
     ) -> None:
-        self.buckets = [tuple(picture.latent.shape) for picture in pictures]
+        self.buckets = [tuple(picture.latent.shape) for picture, _ in pictures]
         self.priors = len(priors)
-        self._pictures, self._captions, self._prior_texts = pictures, captions, priors
+        self._pictures = [*pictures, *priors]
+        self._first_prior = len(pictures)
         self._texts, self._conditioner, self._device = texts, conditioner, device
-        self._known: OrderedDict[tuple[int, str], ItemCond] = OrderedDict()
+        self._known: OrderedDict[int, ItemCond] = OrderedDict()
 
     def latents(self, items: Sequence[int]) -> torch.Tensor:
         """Clean latents ``[B, C, h, w]`` fp32 on the device."""
-        return torch.stack([self._pictures[i].latent for i in items]).to(self._device)
+        return torch.stack([self._pictures[i][0].latent for i in items]).to(self._device)
 
     def cond(self, items: Sequence[int]) -> Any:
         """Model inputs of the pictures with their captions."""
-        return self._conditioner.batch([self._input(i, self._captions[i]) for i in items])
+        return self._conditioner.batch([self._input(i) for i in items])
 
-    def prior_cond(self, items: Sequence[int], prompts: Sequence[int]) -> Any:
-        """Model inputs of the pictures' sizes with prior texts."""
-        pairs = zip(items, prompts, strict=True)
-        return self._conditioner.batch([self._input(i, self._prior_texts[p]) for i, p in pairs])
+    def prior_latents(self, priors: Sequence[int]) -> torch.Tensor:
+        """Latents of the base model's pictures, as ``latents``."""
+        return self.latents([self._first_prior + i for i in priors])
 
-    def _input(self, index: int, text: str) -> ItemCond:
-        key = (index, text)
-        if key not in self._known:
+    def prior_cond(self, priors: Sequence[int]) -> Any:
+        """Model inputs of the base model's pictures with their prompts."""
+        return self.cond([self._first_prior + i for i in priors])
+
+    def _input(self, index: int) -> ItemCond:
+        if index not in self._known:
             while len(self._known) >= KEPT_INPUTS:
                 self._known.popitem(last=False)
-            picture = self._pictures[index]
+            picture, text = self._pictures[index]
             width, height = picture.size
-            self._known[key] = self._conditioner.per_item(
+            self._known[index] = self._conditioner.per_item(
                 self._texts[text],
                 width=width,
                 height=height,
@@ -124,4 +107,4 @@ class TrainingData:
                 crop=picture.crop,
                 latent_shape=tuple(picture.latent.shape),
             )
-        return self._known[key]
+        return self._known[index]

@@ -34,7 +34,7 @@ class Data(Protocol):
 
     @property
     def priors(self) -> int:
-        """How many prior prompts there are."""
+        """How many pictures of the base model there are to stay close to."""
 
     def latents(self, items: Sequence[int]) -> torch.Tensor:
         """Clean latents ``[B, ...]`` fp32 on the training device."""
@@ -42,8 +42,11 @@ class Data(Protocol):
     def cond(self, items: Sequence[int]) -> Any:
         """What the denoiser is conditioned on for these pictures."""
 
-    def prior_cond(self, items: Sequence[int], prompts: Sequence[int]) -> Any:
-        """The same with the text replaced by prior prompts (numbers below ``priors``)."""
+    def prior_latents(self, priors: Sequence[int]) -> torch.Tensor:
+        """What the base model makes of prior prompts (numbers below ``priors``), as ``latents``."""
+
+    def prior_cond(self, priors: Sequence[int]) -> Any:
+        """What the denoiser is conditioned on for these."""
 
 
 class Trained(Protocol):
@@ -182,20 +185,34 @@ class Loop:
         return total, stop
 
     def _losses(self, items: list[int], slots: Sequence[int]) -> Iterator[torch.Tensor]:
-        """The loss of each sample ``[B]`` and, where it is preserved, of its prior."""
-        objective, denoiser, plan = self.objective, self.denoiser, self.plan
+        """The loss of each sample ``[B]`` and, where the base is preserved, of a prior in its place."""
         clean = self.data.latents(items)
-        u = random.uniform(plan.seed, self.step, slots, "sigma")
-        sigma = denoiser.nearest(objective.noise.quantile(u, denoiser).to(clean.device))
-        noise = random.normal(clean.shape[1:], plan.seed, self.step, slots).to(clean.device)
-        x = denoiser.add_noise(sigma, noise, clean)
-        yield objective.sample_loss(denoiser, x, sigma, self.data.cond(items), clean)
-        if objective.preserve > 0 and self.data.priors > 0:
-            draws = random.uniform(plan.seed, self.step, slots, "prior")
-            cond = self.data.prior_cond(items, (draws * self.data.priors).long().tolist())
-            with torch.no_grad(), self.network.off():
-                base = denoiser(x, sigma, cond).float()
-            yield objective.preserve * objective.sample_loss(denoiser, x, sigma, cond, base)
+        sigma, x = self._noised(clean, slots)
+        cond = self.data.cond(items)
+        yield self.objective.sample_loss(self.denoiser, x, sigma, cond, clean)
+        if self.objective.preserve > 0 and self.data.priors > 0:
+            yield self.objective.preserve * self._prior_loss(slots)
+
+    def _prior_loss(self, slots: Sequence[int]) -> torch.Tensor:
+        """Distance from the base model on its own pictures ``[B]``."""
+        draws = random.uniform(self.plan.seed, self.step, slots, "prior")
+        priors = (draws * self.data.priors).long().tolist()
+        sigma, x = self._noised(self.data.prior_latents(priors), slots, "prior ")
+        cond = self.data.prior_cond(priors)
+        with torch.no_grad(), self.network.off():
+            base = self.denoiser(x, sigma, cond).float()
+        return self.objective.sample_loss(self.denoiser, x, sigma, cond, base)
+
+    def _noised(
+        self, clean: torch.Tensor, slots: Sequence[int], purpose: str = ""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """sigma ``[B]`` and the noised latents ``[B, ...]`` of this step."""
+        seed, step = self.plan.seed, self.step
+        u = random.uniform(seed, step, slots, f"{purpose}sigma")
+        sigma = self.objective.noise.quantile(u, self.denoiser).to(clean.device)
+        sigma = self.denoiser.nearest(sigma)
+        noise = random.normal(clean.shape[1:], seed, step, slots, f"{purpose}noise")
+        return sigma, self.denoiser.add_noise(sigma, noise.to(clean.device), clean)
 
     def _update(self) -> float:
         """Clip, set the learning rate, step; returns the gradient's norm before clipping."""

@@ -41,6 +41,7 @@ def dataset(count=4, caption="a zork thing"):
 def request(wires, family="sdxl", steps=4, **changes):
     from graft.adapters.lora import LoRA
     from graft.host.engine import Request
+    from graft.trainers.objectives import Objective
     from graft.trainers.plan import Plan
 
     plan = Plan(**{"steps": steps, "batch_size": 2, **changes.pop("plan", {})})
@@ -51,6 +52,7 @@ def request(wires, family="sdxl", steps=4, **changes):
         wires[f"clip_{family}"],
         network=LoRA(rank=2, blocks=changes.pop("blocks", "attention")),
         plan=plan,
+        objective=Objective(preserve=changes.pop("preserve", 0.0)),
     )
     return dataclasses.replace(made, **changes)
 
@@ -326,7 +328,7 @@ def test_weights_that_are_not_finite_are_never_called_done(wires, output, monkey
 
 
 def test_priors_are_captions_without_the_trigger_as_a_word():
-    from graft.host.training_data import prior_prompts
+    from graft.host.priors import prior_prompts
     from graft.trainers.data import Dataset, Item
 
     pixels = torch.zeros(64, 64, 3)
@@ -349,3 +351,19 @@ def test_a_plain_fp8_model_trains_and_is_delivered(wires, output):
                 module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), False)
     outcome = train(wires, model=model, steps=2)
     assert "tensors applied" in outcome.report
+
+
+def test_preservation_holds_on_to_pictures_of_the_base(wires, output, monkeypatch):
+    """16 pictures of the base are made, equal runs are equal, and a run in two parts equals one."""
+    from graft.host import engine
+
+    real, made = engine.sample_priors, []
+    monkeypatch.setattr(engine, "sample_priors", lambda *args: made.append(real(*args)) or made[-1])
+    whole = train(wires, steps=2, preserve=1.0)
+    assert len(made[0]) == 16
+    assert made[0][0][0].latent.shape == (4, 8, 8)
+    assert {text for _, text in made[0]} == {"a thing", ""}
+    head = train(wires, steps=1, preserve=1.0, plan={"total_steps": 2})
+    tail = train(wires, steps=1, preserve=1.0, plan={"total_steps": 2}, state=head.state)
+    for key, value in whole.lora_model.items():
+        assert torch.equal(value, tail.lora_model[key])

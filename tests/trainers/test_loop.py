@@ -106,7 +106,7 @@ def test_preservation_keeps_the_base_where_asked():
         x = torch.randn(32, 4, 6, 6, generator=torch.Generator().manual_seed(9)) * 2
         sigma, cond = (
             torch.full((32,), 2.0),
-            loop.data.prior_cond(range(32), [i % 3 for i in range(32)]),
+            loop.data.prior_cond([i % 3 for i in range(32)]),
         )
         adapted = loop.denoiser(x, sigma, cond).detach()
         with loop.network.off():

@@ -74,5 +74,8 @@ class ToyData:
     def cond(self, items):
         return torch.tensor([0.1 * i for i in items])
 
-    def prior_cond(self, items, prompts):
-        return torch.tensor([-0.3 * p for p in prompts])
+    def prior_latents(self, priors):
+        return self.clean[list(priors)] * 0.5
+
+    def prior_cond(self, priors):
+        return torch.tensor([-0.3 * p for p in priors])

@@ -5,6 +5,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.training_utils import compute_snr
+
 from graft.trainers.objectives.weights.min_snr import MinSNR
 from tests.trainers.toy import Toy
 
@@ -12,7 +13,9 @@ STEPS = torch.tensor([0, 1, 10, 100, 250, 500, 750, 999])
 
 
 def snr_and_sigma():
-    scheduler = diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+    )
     snr = compute_snr(scheduler, STEPS)
     return snr, snr.rsqrt()
 

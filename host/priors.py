@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of the base model that a training stays close to (prior preservation without a file).
+
+DreamBooth's class images (Ruiz et al. 2023, eq. 2; arXiv 2208.12242), sampled by the model itself
+before the first step; the target is the frozen base's D on them and not the picture.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..trainers.data import Dataset
+from ..trainers.preview import Preview
+from . import preview
+from .trainee import Trainee
+from .training_data import Picture
+
+LEAST, MOST = 16, 48  # pictures
+
+
+def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
+    """Texts on which the model shall stay as it is.
+
+    Args:
+        dataset: Its captions without the trigger, and the empty text, where nothing is given.
+        given: The user's own prompts.
+    """
+    if given:
+        return tuple(dict.fromkeys(given))
+    trigger = dataset.trigger.strip()
+    captions = dict.fromkeys(item.caption for item in dataset.items)
+    word = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)" if trigger else r"(?!)")
+    without = (" ".join(word.sub(" ", text).split()) for text in captions if word.search(text))
+    # A prior that is a caption too would pull against what is learned.
+    return tuple(dict.fromkeys([*(text for text in without if text not in captions), ""]))
+
+
+def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:
+    """The prompt of every prior picture: each prompt in turn, 16 to 48 pictures in all."""
+    count = min(MOST, max(LEAST, len(prompts))) if prompts else 0
+    return tuple(prompts[i % len(prompts)] for i in range(count))
+
+
+def sample_priors(
+    trained: Trainee,
+    prompts: Sequence[str],
+    encoded: preview.Prompts,
+    vae: Any,
+    size: tuple[int, int],
+    seed: int,
+) -> list[tuple[Picture, str]]:
+    """Let the base model make a picture of each prompt.
+
+    Args:
+        trained: The trainee, without an adapter.
+        prompts: The prompts.
+        encoded: The same, encoded.
+        vae: The VAE on the wire, for the latents' size.
+        size: Width and height in pixels.
+        seed: Seed of the first picture; each has the next.
+    """
+    is_distilled = trained.model.model_config.unet_config.get("guidance_embed", False)
+    settings = Preview(
+        tuple(prompts), cfg=1.0 if is_distilled else 4.0, scheduler="simple", seed=seed
+    )
+    latents = preview.sample_latents(trained, encoded, settings, vae, size)
+    width, height = size
+    pictures = [Picture(latent, size, (height, width), (0, 0)) for latent in latents]
+    return list(zip(pictures, prompts, strict=True))
