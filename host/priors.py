@@ -15,7 +15,7 @@ from . import preview
 from .trainee import Trainee
 from .training_data import Picture
 
-LEAST, MOST = 16, 48  # pictures
+LEAST, MOST = 8, 48  # pictures
 
 
 def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
 
 
 def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:
-    """The prompt of every prior picture: each prompt in turn, 16 to 48 pictures in all."""
+    """The prompt of every prior picture: each prompt in turn, 8 to 48 pictures in all."""
     count = min(MOST, max(LEAST, len(prompts))) if prompts else 0
     return tuple(prompts[i % len(prompts)] for i in range(count))
 
