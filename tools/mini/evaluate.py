@@ -30,7 +30,7 @@ def sample(
     seed: int = 0,
     steps: int = 20,
     cfg: float = 4.0,
-    sampler: str = "dpmpp_2m",
+    sampler: str = "euler",
     scheduler: str = "normal",
     size: tuple[int, int] = (64, 64),
 ) -> torch.Tensor:
