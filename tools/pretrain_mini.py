@@ -58,6 +58,7 @@ def _arguments() -> argparse.Namespace:
         help="drawings per step of the UNet stage, over all workers",
     )
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
+    parser.add_argument("--from-asset", action="store_true", help="go on from the shipped weights")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "pretrain")
@@ -93,7 +94,7 @@ def _worker(rank: int, options: argparse.Namespace, total: int, meeting: Path | 
         options.compile,
         options.seed,
     )
-    stage.train(*plan, options.batch, crew)
+    stage.train(*plan, options.batch, crew, options.from_asset)
 
 
 def _run_crew(options: argparse.Namespace, total: int) -> None:

@@ -219,3 +219,23 @@ def test_the_stock_loader_reads_the_asset_with_the_plugin():
     assert weights.keys() == wanted.keys()
     assert all(torch.equal(weights[name], wanted[name]) for name in weights)
     assert vae.latent_channels == 4
+
+
+@pytest.mark.comfy
+def test_pretraining_can_go_on_from_the_shipped_weights():
+    from graft.tools.mini import pretrain_unet, text
+
+    tokens = text.WordTokens()
+    trainee = pretrain_unet.Trainee(tokens, torch.device("cpu"), seed=0)
+    trainee.load_asset(mini.read_asset())
+    rows = tokens.rows("a small red circle, striped blue background", random.Random(0))
+    with torch.no_grad():
+        context, pooled = trainee.text(torch.tensor([rows[0]]), torch.tensor([rows[1]]))
+    _, clip, _ = mini.load_mini()
+    wanted, wanted_pooled = clip.encode_from_tokens(
+        clip.tokenize("a small red circle, striped blue background"), return_pooled=True
+    )
+    assert torch.allclose(context, wanted, atol=1e-4)
+    assert torch.allclose(pooled, wanted_pooled, atol=1e-4)
+    rates = pretrain_unet.balance(trainee.sigmas)
+    assert rates.max() == pretrain_unet.STRONGEST and rates.min() < 0.01

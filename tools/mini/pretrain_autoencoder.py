@@ -121,13 +121,19 @@ def finish(folder: Path, device: torch.device | None = None) -> nn.Module:
         A TAESD whose `encode` gives latents that SDXL's latent format scales to about unit deviation.
     """
     device = device or torch.device("cpu")
-    state = legs.load_checkpoint(folder / "autoencoder.pt")
-    if state is None:
-        raise FileNotFoundError(
-            f"no autoencoder checkpoint in {folder}: run --stage autoencoder first"
-        )
     model = build(device)
-    model.load_state_dict(state["model"])
+    state = legs.load_checkpoint(folder / "autoencoder.pt")
+    if state is not None:
+        model.load_state_dict(state["model"])
+    else:
+        from ...host.mini import VAE_PREFIX, read_asset
+
+        legs.log.info("no autoencoder checkpoint in %s: taking the shipped one", folder)
+        shipped = read_asset()
+        kept = {name: value for name, value in shipped.items() if name.startswith(VAE_PREFIX)}
+        model.load_state_dict(
+            {name[len(VAE_PREFIX) :]: value.float() for name, value in kept.items()}
+        )
     model.vae_scale.fill_(LATENT_SCALE)
     model.vae_shift.fill_(0.0)
     latent = model.taesd_encoder(

@@ -59,6 +59,30 @@ class Trainee(nn.Module):
             if parameter.requires_grad
         }
 
+    @torch.no_grad()
+    def load_asset(self, state: dict[str, torch.Tensor]) -> None:
+        """Take the weights of an exported checkpoint, to go on from it with a fresh optimizer.
+
+        Args:
+            state: Tensors by SDXL checkpoint name, as `host.mini.read_asset` gives them.
+        """
+        from ...host.mini import UNET_PREFIX, mini_config
+
+        size = len(UNET_PREFIX)
+        unet = {
+            name[size:]: value.float()
+            for name, value in state.items()
+            if name.startswith(UNET_PREFIX)
+        }
+        self.unet.load_state_dict(unet)
+        encoders = mini_config().process_clip_state_dict(
+            {name: value for name, value in state.items() if name.startswith("conditioner.")}
+        )
+        self.text.clip.load_state_dict({k: v.float() for k, v in encoders.items()}, strict=False)
+        for side, table in (("clip_l", self.text.table_l), ("clip_g", self.text.table_g)):
+            whole = encoders[f"{side}.transformer.text_model.embeddings.token_embedding.weight"]
+            table.weight.copy_(whole[self.text.tokens.used].float())
+
     def forward(
         self,
         noisy: torch.Tensor,
@@ -113,10 +137,16 @@ def _loss(
 class Run:
     """Everything a leg needs and a checkpoint keeps."""
 
-    def __init__(self, folder: Path, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, seed: int, from_asset: bool = False
+    ) -> None:
         self.path = folder / "unet.pt"
         self.tokens = text.WordTokens()
         self.model = Trainee(self.tokens, device, seed)
+        if from_asset and not self.path.exists():
+            from ...host.mini import read_asset
+
+            self.model.load_asset(read_asset())
         self.parameters = self.model.trained()
         decayed = [value for value in self.parameters.values() if value.ndim > 1]
         others = [value for value in self.parameters.values() if value.ndim <= 1]
@@ -168,6 +198,7 @@ def train(
     seed: int = 0,
     batch_size: int = 48,
     crew: legs.Crew | None = None,
+    from_asset: bool = False,
 ) -> None:
     """Run one leg of the UNet stage.
 
@@ -184,9 +215,10 @@ def train(
         seed: Seed of all draws.
         batch_size: Drawings per step, over all workers.
         crew: Worker processes that share each step; this process alone when left out.
+        from_asset: Without a checkpoint, start from the shipped weights instead of from nothing.
     """
     crew = crew or legs.Crew()
-    run = Run(folder, device, seed)
+    run = Run(folder, device, seed, from_asset)
     model = torch.compile(run.model) if compiled else run.model
     autoencoder = pretrain_autoencoder.finish(folder, device)
     source = latents.LatentSource(autoencoder, run.tokens, batch_size // crew.size, seed, crew.rank)
