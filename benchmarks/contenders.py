@@ -68,7 +68,8 @@ def graft(
     optimizer = Optimizer(OPTIMIZERS.get("adamw")(lr=LEARNING_RATE))
     with torch.inference_mode(False), trainee(model, precision="fp32") as trained:
         conditioner = Conditioner(trained.patcher, trained.device)
-        data = TrainingData(encoded, captions, texts, (), conditioner, trained.device)
+        captioned = list(zip(encoded, captions, strict=True))
+        data = TrainingData(captioned, (), texts, conditioner, trained.device)
         attached = Attached(trained.diffusion_model, network, plan.seed, trained.device)
         try:
             trained.checkpointing(checkpointing)
