@@ -131,15 +131,7 @@ def test_the_workflow_runs_and_a_second_run_does_not_train_again(path, server):
 
     again = server.queue(prompt)
     server.wait(again)
-    # The history can be ahead of the websocket.
-    seen = server.wait_event(
-        lambda event: (
-            event["type"] == "execution_cached"
-            and isinstance(event["data"], dict)
-            and event["data"].get("prompt_id") == again
-        )
-    )
-    cached = seen["data"]["nodes"]
+    cached = server.events_of(again, "execution_cached")[0]["data"]["nodes"]
     assert set(of_type(prompt, "GraftTrainLora", "GraftTrain", "GraftLoadImages")) <= set(cached)
 
 

@@ -354,9 +354,19 @@ class ComfyServer:
             if time.monotonic() > deadline:
                 raise ServerError(f"not done after {timeout_s:g} s:\n{self.log_tail(30)}")
             time.sleep(0.05)
+        self._settle(prompt_id)
         if check:
             _raise_for(entry)
         return entry
+
+    def _settle(self, prompt_id: str, timeout_s: float = 5) -> None:
+        """Wait for the last message of a prompt: the history can be ahead of the websocket."""
+        ends = ("execution_success", "execution_error", "execution_interrupted")
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if any(event["type"] in ends for event in self.events_of(prompt_id)):
+                return
+            time.sleep(0.02)
 
     def run(
         self,
