@@ -89,11 +89,6 @@ class RunSink:
         if isinstance(event, (Started, Progress)):
             self._try("progress bar", lambda: self._advance(event))
 
-    def flush(self) -> None:
-        """Send the steps that wait for the next message."""
-        with self._lock:
-            self._try("browser", self._send_points)
-
     def _try(self, part: str, action: Callable[[], None]) -> None:
         if part in self._broken:
             return

@@ -139,14 +139,6 @@ def test_an_early_end_flushes_what_waits(world):
     assert [p[1] for p in world.store.since(RUN)["points"]] == [1, 2, 3]
     assert world.store.since(RUN)["state"] == "interrupted"
 
-    sink = world.sink()
-    sink(Started(100))
-    world.step(sink, 1)
-    world.step(sink, 2, seconds=0.01)
-    assert len(world.store.since(RUN)["points"]) == 1
-    sink.flush()
-    assert len(world.store.since(RUN)["points"]) == 2
-
 
 def test_nan_is_null_and_the_log_is_json(world):
     sink = world.sink()
