@@ -8,7 +8,7 @@ and the weights' places are afterwards as they were, whatever happens in between
 import contextlib
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from ..registry import unknown
 from ..trainers.preview import Preview
 from . import paths
+
+AT_ONCE = 4  # pictures of one call where nobody compares them with a KSampler's
 
 
 class TraineeLost(RuntimeError):
@@ -108,10 +110,14 @@ def sample(
 def sample_latents(
     trainee: Any, prompts: Prompts, settings: Preview, vae: Any, size: tuple[int, int]
 ) -> list[torch.Tensor]:
-    """As ``sample``, before decoding: latents ``[C, h, w]`` in the model's units, fp32 on the CPU."""
+    """As ``sample``, several at once and not decoded: latents ``[C, h, w]`` in the model's units, fp32 on the CPU."""
     with torch.inference_mode(False), torch.no_grad(), untouched(trainee):
-        latents = _sample_all(trainee, prompts, settings, vae, size)
-        return [trainee.model.process_latent_in(x.float().cpu())[0].clone() for x in latents]
+        latents = _sample_all(trainee, prompts, settings, vae, size, at_once=AT_ONCE)
+        return [
+            latent.clone()
+            for batch in latents
+            for latent in trainee.model.process_latent_in(batch.float().cpu())
+        ]
 
 
 def _sample_all(
@@ -122,15 +128,41 @@ def _sample_all(
     size: tuple[int, int],
     sampler: Any = None,
     sigmas: torch.Tensor | None = None,
+    at_once: int = 1,
 ) -> list[torch.Tensor]:
     check(settings)
     width, height = settings.width or size[0], settings.height or size[1]
     empty = _empty_latent(trainee.patcher, vae, width, height)
     rest = (prompts.negative, empty, settings)
-    return [
-        _sample_one(trainee.patcher, positive, *rest, i, sampler, sigmas)
-        for i, positive in enumerate(prompts.positive)
-    ]
+    latents, start = [], 0
+    while start < len(prompts.positive):
+        wanted = prompts.positive[start : start + at_once]
+        together = _together(wanted)
+        positive, count = (wanted[0], 1) if together is None else (together, len(wanted))
+        latents.append(_sample(trainee.patcher, positive, *rest, start, count, sampler, sigmas))
+        start += count
+    return latents
+
+
+def _together(conds: Sequence[list[Any]]) -> list[Any] | None:
+    """One conditioning for a batch, or None where the conditionings are not of one kind."""
+    if any(len(cond) != 1 or cond[0][1].keys() != conds[0][0][1].keys() for cond in conds):
+        return None
+    texts = _joined([cond[0][0] for cond in conds])
+    extras = {key: _joined([cond[0][1][key] for cond in conds]) for key in conds[0][0][1]}
+    if texts is None or any(value is None for value in extras.values()):
+        return None
+    return [[texts, extras]]
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """The values of a batch in one, or None where they cannot be."""
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        is_batch = first.ndim > 0 and all(v.shape == first.shape for v in values)
+        return torch.cat(list(values)) if is_batch and len(first) == 1 else None
+    is_plain = isinstance(first, (bool, int, float, str))
+    return first if is_plain and all(value == first for value in values) else None
 
 
 def save_samples(images: torch.Tensor, run: str, step: int) -> tuple[dict[str, str], ...]:
@@ -290,24 +322,27 @@ def _empty_latent(patcher: Any, vae: Any, width: int, height: int) -> torch.Tens
     return comfy.sample.fix_empty_latent_channels(patcher, empty)
 
 
-def _sample_one(
+def _sample(
     patcher: Any,
     positive: list[Any],
     negative: list[Any],
     empty: torch.Tensor,
     settings: Preview,
-    index: int,
+    start: int,
+    count: int,
     sampler: Any,
     sigmas: torch.Tensor | None,
 ) -> torch.Tensor:
+    """Latents of the pictures from ``start`` on; each has its own noise, whatever it is sampled with."""
     import comfy.model_management
     import comfy.sample
     import comfy.samplers
 
     comfy.model_management.throw_exception_if_processing_interrupted()
-    seed = (settings.seed + index) % 2**64
-    noise = comfy.sample.prepare_noise(empty, seed)
-    shared: dict[str, Any] = {"disable_pbar": True, "seed": seed}
+    seeds = [(settings.seed + start + i) % 2**64 for i in range(count)]
+    noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
+    latent = empty.repeat(count, *[1] * (empty.ndim - 1))
+    shared: dict[str, Any] = {"disable_pbar": True, "seed": seeds[0]}
     if sampler is None and sigmas is None:
         names = (settings.sampler, settings.scheduler)
         return comfy.sample.sample(
@@ -318,7 +353,7 @@ def _sample_one(
             *names,
             positive,
             negative,
-            empty,
+            latent,
             **shared,
         )
     if sampler is None:
@@ -327,7 +362,7 @@ def _sample_one(
         table = patcher.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(table, settings.scheduler, settings.steps)
     return comfy.sample.sample_custom(
-        patcher, noise, settings.cfg, sampler, sigmas.clone(), positive, negative, empty, **shared
+        patcher, noise, settings.cfg, sampler, sigmas.clone(), positive, negative, latent, **shared
     )
 
 

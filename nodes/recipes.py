@@ -8,8 +8,8 @@ from comfy_api.latest import io
 from ..adapters.lora import LoRA
 from ..trainers.data import Dataset, size_for
 from ..trainers.data.order import Order
-from ..trainers.objectives import Objective
-from ..trainers.optimizers import Optimizer
+from ..trainers.objectives import WEIGHTS, Objective
+from ..trainers.optimizers import SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.plan import Plan
 from .config import lines
@@ -69,12 +69,28 @@ class TrainLora(io.ComfyNode):
                 field(LoRA, "rank", max=4096),
                 field(LoRA, "alpha", max=4096.0, step=0.5, advanced=True),
                 field(AdamW, "lr", "learning_rate", max=10.0, step=1e-6),
+                choice(
+                    "schedule",
+                    "The course of the learning rate. constant: for a run that may go on from its state. cosine: "
+                    "down to 0 at the last step, for cleaner pictures.",
+                    SCHEDULES.names(),
+                    "constant",
+                ),
                 field(Plan, "batch_size"),
                 field(Plan, "accumulate", advanced=True),
                 seed(
                     "Seed of everything drawn in the run. Keep it fixed: the same graph and seed give the same LoRA."
                 ),
                 field(LoRA, "blocks"),
+                choice(
+                    "weight",
+                    "How much each noise level counts. one: the model's plain loss. min-snr: less where little noise "
+                    "is left, which teaches texture. debiased: more where there is much noise, which decides what is "
+                    "to be seen.",
+                    WEIGHTS.names(),
+                    "one",
+                    advanced=True,
+                ),
                 field(Objective, "preserve", max=100.0, step=0.05),
                 field(Plan, "precision", advanced=True),
                 field(Plan, "checkpointing", advanced=True),
@@ -106,10 +122,12 @@ class TrainLora(io.ComfyNode):
         rank: int,
         alpha: float,
         learning_rate: float,
+        schedule: str,
         batch_size: int,
         accumulate: int,
         seed: int,
         blocks: str,
+        weight: str,
         preserve: float,
         preserve_prompts: str,
         precision: str,
@@ -132,8 +150,12 @@ class TrainLora(io.ComfyNode):
         sampling = {"preview": preview, "sampler": sampler, "sigmas": sigmas}
         chosen = {
             "network": LoRA(rank, alpha, blocks),
-            "objective": Objective(preserve=preserve, preserve_prompts=lines(preserve_prompts)),
-            "optimizer": Optimizer(AdamW(learning_rate)),
+            "objective": Objective(
+                weight=WEIGHTS.get(weight)(),
+                preserve=preserve,
+                preserve_prompts=lines(preserve_prompts),
+            ),
+            "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
         }
         return train(cls, **wires, **sampling, **chosen, plan=plan, name=name)
 

@@ -251,7 +251,8 @@ def _grid(before: torch.Tensor, after: torch.Tensor, prompts: concept.Prompts) -
     count = len(prompts) - OTHERS
     chosen = [*range(min(6, count)), count, count + 1]
     rows = [(prompts[i][0], _image(before[i]), _image(after[i])) for i in chosen]
-    title = f"graft-mini learns a '{concept.WORD}' from 10 drawings; the last two prompts have none"
+    drawings = f"{len(concept.PAIRS)} drawings; the last two prompts have none"
+    title = f"graft-mini learns a '{concept.WORD}' from {drawings}"
     return pictures.pairs(rows, title)
 
 

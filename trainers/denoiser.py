@@ -48,3 +48,12 @@ def c_out(denoiser: Denoiser, sigma: torch.Tensor, dims: int = 4) -> torch.Tenso
 def c_skip(denoiser: Denoiser, sigma: torch.Tensor, dims: int = 4) -> torch.Tensor:
     """dD/dx with F held at ``sigma`` ``[B]``, shaped ``[B, 1, ...]`` with ``dims`` dimensions."""
     return _probe(denoiser, sigma, 0.0, 1.0, dims)
+
+
+def snr(denoiser: Denoiser, sigma: torch.Tensor) -> torch.Tensor:
+    """Signal-to-noise ratio ``[B]`` at ``sigma`` ``[B]``, probed from how the model noises."""
+    shape = (sigma.shape[0], 1)
+    zero, one = sigma.new_zeros(shape), sigma.new_ones(shape)
+    signal = denoiser.add_noise(sigma, zero, one).square()
+    noise = denoiser.add_noise(sigma, one, zero).square()
+    return (signal / noise.clamp(min=1e-20)).flatten()

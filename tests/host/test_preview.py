@@ -2,6 +2,7 @@
 """Previews sample as the KSampler node does, and leave no trace in the run, whatever happens in them."""
 
 import contextlib
+import dataclasses
 import random
 import shutil
 from types import SimpleNamespace
@@ -173,6 +174,26 @@ def test_pictures_are_those_of_the_ksampler_and_a_vae_decode(world, settings, pr
     assert torch.equal(images, again)
     assert torch.allclose(images, torch.cat(wanted).float().cpu(), atol=1e-5)
     assert images[0].std() > 0.01
+
+
+@pytest.mark.parametrize(
+    "texts", [("a red square", "a dog", "cat"), ("a dog", "a dog " * 90, "cat")]
+)
+def test_latents_that_are_sampled_together_are_those_of_one_at_a_time(world, settings, texts):
+    """Each has the noise of its own seed; a text of another length is sampled apart."""
+    from graft.host import preview
+
+    several = dataclasses.replace(settings, prompts=texts)
+    with torch.inference_mode():
+        prompts = preview.encode_prompts(world.clip, several)
+    with training(world) as trainee:
+        together = preview.sample_latents(trainee, prompts, several, world.vae, (64, 64))
+        for i, latent in enumerate(together):
+            one = preview.Prompts((prompts.positive[i],), prompts.negative)
+            alone = dataclasses.replace(several, seed=several.seed + i)
+            (expected,) = preview.sample_latents(trainee, one, alone, world.vae, (64, 64))
+            torch.testing.assert_close(latent, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[0], together[1], atol=0.05)
 
 
 def test_samplers_and_sigmas_of_the_wire_are_used(world, settings, prompts):

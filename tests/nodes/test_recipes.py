@@ -81,19 +81,24 @@ def test_train_lora_asks_for_what_its_widgets_say(asked):
     from graft.adapters.lora import LoRA
     from graft.nodes.recipes import TrainLora
     from graft.trainers.objectives import Objective
+    from graft.trainers.objectives.weights.min_snr import MinSNR
     from graft.trainers.optimizers import Optimizer
     from graft.trainers.optimizers.adamw import AdamW
+    from graft.trainers.optimizers.schedules.cosine import Cosine
     from graft.trainers.plan import Plan
 
     data = dataset(*SQUARES)
     values = widgets(TrainLora, steps=3, steps_unit="epochs", batch_size=2, accumulate=2, seed=5)
     values |= {"rank": 4, "learning_rate": 0.01, "preserve": 0.5, "preserve_prompts": "a\nb"}
+    values |= {"schedule": "cosine", "weight": "min-snr"}
     output = hidden(TrainLora).execute(model="m", clip="c", vae="v", dataset=data, **values)
     request = asked[0]
     assert request.plan == Plan(9, batch_size=2, accumulate=2, seed=5)
     assert request.network == LoRA(4)
-    assert request.optimizer == Optimizer(AdamW(0.01))
-    assert request.objective == Objective(preserve=0.5, preserve_prompts=("a", "b"))
+    assert request.optimizer == Optimizer(AdamW(0.01), Cosine())
+    assert request.objective == Objective(
+        weight=MinSNR(), preserve=0.5, preserve_prompts=("a", "b")
+    )
     assert (request.model, request.clip, request.vae, request.dataset) == ("m", "c", "v", data)
     assert (request.name, request.node_id, request.workflow_id) == ("graft", "7", "w1")
     wanted = ("model", "clip", "lora_model", "state", "loss_map", "images", "adapter")

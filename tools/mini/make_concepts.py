@@ -28,6 +28,8 @@ PAIRS = (
     ("orange", "black"),
     ("red", "white"),
     ("yellow", "blue"),
+    ("green", "purple"),
+    ("black", "red"),
 )
 
 
@@ -55,6 +57,8 @@ TEXTURES_OF_SHAPE = (
     "plain",
     "checkered",
     "plain",
+    "plain",
+    "plain",
 )
 SIZES = (
     "large",
@@ -67,6 +71,8 @@ SIZES = (
     "small",
     "medium",
     "large",
+    "small",
+    "small",
 )
 
 

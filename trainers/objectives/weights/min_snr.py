@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ....registry import check_limits, option
-from ...denoiser import Denoiser, c_out
+from ...denoiser import Denoiser, c_out, snr
 from .. import WEIGHTS
 
 
@@ -24,9 +24,6 @@ class MinSNR:
         check_limits(self)
 
     def __call__(self, sigma: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:
-        """min(SNR, gamma) c_out^2, with the SNR probed from how the model noises."""
-        zero, one = (sigma.new_full((len(sigma), 1), value) for value in (0.0, 1.0))
-        signal = denoiser.add_noise(sigma, zero, one).square()
-        noise = denoiser.add_noise(sigma, one, zero).square()
-        snr = (signal / noise.clamp(min=1e-20)).flatten()
-        return snr.clamp(max=self.gamma) * c_out(denoiser, sigma, 2).square().flatten()
+        """min(SNR, gamma) c_out^2."""
+        ratio = snr(denoiser, sigma).clamp(max=self.gamma)
+        return ratio * c_out(denoiser, sigma, 2).square().flatten()
