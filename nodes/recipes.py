@@ -12,9 +12,19 @@ from ..trainers.objectives import WEIGHTS, Objective
 from ..trainers.optimizers import SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.plan import Plan
-from .config import lines
-from .engine import HIDDEN, LORA_NAME, check_name, outputs, sampling_inputs, train
-from .schema import GraftDataset, GraftPreviewType, choice, field, schema, seed, socket, text, whole
+from .config import PRESERVE_PROMPTS, lines
+from .engine import (
+    EXTRAS,
+    HIDDEN,
+    LORA_NAME,
+    RUN_SEED,
+    WIRES,
+    check_name,
+    outputs,
+    sockets,
+    train,
+)
+from .schema import choice, field, schema, seed, text, whole
 
 STEPS, PER_IMAGE, EPOCHS = "steps", "steps per image", "epochs"
 
@@ -41,22 +51,8 @@ class TrainLora(io.ComfyNode):
             is_output_node=True,
             hidden=list(HIDDEN),
             inputs=[
-                socket(
-                    io.Model,
-                    "model",
-                    "The model to train. It is not changed: the result is a new one.",
-                ),
-                socket(io.Clip, "clip", "Encodes the captions. Take the one of the model."),
-                socket(io.Vae, "vae", "Encodes the pictures. Take the one of the model."),
-                socket(
-                    GraftDataset,
-                    "dataset",
-                    "Pictures with captions, from Load Images For Training.",
-                ),
-                socket(
-                    GraftPreviewType, "preview", "Samples pictures while it trains.", optional=True
-                ),
-                *sampling_inputs(),
+                *sockets(*WIRES),
+                *sockets(*EXTRAS, optional=True),
                 whole(
                     "steps", "How long it trains, in the unit below.", 500, min=1, max=10_000_000
                 ),
@@ -78,9 +74,7 @@ class TrainLora(io.ComfyNode):
                 ),
                 field(Plan, "batch_size"),
                 field(Plan, "accumulate", advanced=True),
-                seed(
-                    "Seed of everything drawn in the run. Keep it fixed: the same graph and seed give the same LoRA."
-                ),
+                seed(RUN_SEED),
                 field(LoRA, "blocks"),
                 choice(
                     "weight",
@@ -97,8 +91,7 @@ class TrainLora(io.ComfyNode):
                 text("name", LORA_NAME, "graft"),
                 text(
                     "preserve_prompts",
-                    "Prompts whose pictures are to stay as they are, one a line. Empty: the captions without the "
-                    "trigger.",
+                    PRESERVE_PROMPTS,
                     multiline=True,
                     advanced=True,
                 ),
@@ -146,8 +139,7 @@ class TrainLora(io.ComfyNode):
             precision=precision,
             checkpointing=checkpointing,
         )
-        wires = {"model": model, "dataset": dataset, "vae": vae, "clip": clip, "state": state}
-        sampling = {"preview": preview, "sampler": sampler, "sigmas": sigmas}
+        wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         chosen = {
             "network": LoRA(rank, alpha, blocks),
             "objective": Objective(
@@ -157,7 +149,7 @@ class TrainLora(io.ComfyNode):
             ),
             "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
         }
-        return train(cls, **wires, **sampling, **chosen, plan=plan, name=name)
+        return train(cls, wires, extras, **chosen, plan=plan, name=name)
 
 
 def steps_for(amount: int, unit: str, dataset: Dataset, effective_batch: int) -> int:
