@@ -21,7 +21,7 @@ from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import graph, identity, paths, plots, preview, result, runs
-from .conditioning import Conditioner, Texts, family_check
+from .conditioning import Conditioner, encode_texts, family_check
 from .priors import prior_list, prior_prompts, sample_priors
 from .progress import RunSink
 from .request import Request, check, check_state
@@ -107,20 +107,19 @@ class _Run:
         self._tell(f"encoding {len(captions)} pictures")
         pictures = encode_pictures(request.dataset, request.vae, request.model, _interrupt)
         self._tell("encoding captions")
-        texts = Texts().encode(request.clip, [*captions, *prior_texts])
+        guided = [*prior_texts, ""] if prior_texts else []
+        texts = encode_texts(request.clip, [*captions, *guided])
         family_check(request.model, request.clip, texts[captions[0]])
         prompts = preview.encode_prompts(request.clip, request.preview) if request.preview else None
-        holds = Preview(prior_texts) if prior_texts else None
-        encoded = preview.encode_prompts(request.clip, holds) if holds else None
         self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
         with trainee(request.model, precision=request.plan.precision) as trained:
             conditioner = Conditioner(trained.patcher, trained.device)
             priors = []
-            if encoded is not None:
+            if prior_texts:
                 self._tell(f"sampling {len(prior_texts)} pictures of the model to stay close to")
                 size, seed = commonest_size(pictures), request.plan.seed
-                priors = sample_priors(trained, prior_texts, encoded, request.vae, size, seed)
+                priors = sample_priors(trained, prior_texts, texts, request.vae, size, seed)
             captioned = list(zip(pictures, captions, strict=True))
             data = TrainingData(captioned, priors, texts, conditioner, trained.device)
             attached = Attached(

@@ -6,12 +6,13 @@ before the first step; the target is the frozen base's D on them and not the pic
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..trainers.data import Dataset
 from ..trainers.preview import Preview
 from . import preview
+from .conditioning import Encoded
 from .trainee import Trainee
 from .training_data import Picture
 
@@ -44,7 +45,7 @@ def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:
 def sample_priors(
     trained: Trainee,
     prompts: Sequence[str],
-    encoded: preview.Prompts,
+    texts: Mapping[str, Encoded],
     vae: Any,
     size: tuple[int, int],
     seed: int,
@@ -54,7 +55,7 @@ def sample_priors(
     Args:
         trained: The trainee, without an adapter.
         prompts: The prompts.
-        encoded: The same, encoded.
+        texts: Encodings of the prompts, and of the empty text, which guides away.
         vae: The VAE on the wire, for the latents' size.
         size: Width and height in pixels.
         seed: Seed of the first picture; each has the next.
@@ -62,6 +63,9 @@ def sample_priors(
     is_distilled = trained.model.model_config.unet_config.get("guidance_embed", False)
     settings = Preview(
         tuple(prompts), cfg=1.0 if is_distilled else 4.0, scheduler="simple", seed=seed
+    )
+    encoded = preview.Prompts(
+        tuple(texts[prompt].conditioning() for prompt in prompts), texts[""].conditioning()
     )
     latents = preview.sample_latents(trained, encoded, settings, vae, size)
     width, height = size
