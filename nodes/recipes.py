@@ -132,7 +132,7 @@ class TrainLora(io.ComfyNode):
         state: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(
-            steps_for(steps, steps_unit, dataset, batch_size * accumulate),
+            steps_for(steps, steps_unit, dataset, batch_size, accumulate),
             batch_size=batch_size,
             accumulate=accumulate,
             seed=seed,
@@ -152,7 +152,9 @@ class TrainLora(io.ComfyNode):
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 
 
-def steps_for(amount: int, unit: str, dataset: Dataset, effective_batch: int) -> int:
+def steps_for(
+    amount: int, unit: str, dataset: Dataset, batch_size: int, accumulate: int = 1
+) -> int:
     """Optimizer steps of a length that is given in one of the units.
 
     An epoch is what the loop takes for one: every picture once, where a batch never mixes sizes.
@@ -161,22 +163,26 @@ def steps_for(amount: int, unit: str, dataset: Dataset, effective_batch: int) ->
         amount: How many of the unit.
         unit: ``steps``, ``steps per image`` or ``epochs``.
         dataset: The pictures.
-        effective_batch: Pictures in one optimizer step.
+        batch_size: Pictures in one forward pass.
+        accumulate: Forward passes in one optimizer step.
 
     Raises:
-        ValueError: The amount or the batch is below 1, or there is no such unit.
+        ValueError: A number is below 1, or there is no such unit.
     """
-    if amount < 1 or effective_batch < 1:
-        raise ValueError(
-            f"steps is {amount} and the batch {effective_batch}; both must be at least 1."
-        )
+    for widget, value in (
+        ("steps", amount),
+        ("batch_size", batch_size),
+        ("accumulate", accumulate),
+    ):
+        if value < 1:
+            raise ValueError(f"{widget} is {value}; it must be at least 1.")
     if unit == STEPS:
         return amount
     if unit == PER_IMAGE:
         return amount * len(dataset.items)
     if unit == EPOCHS:
         sizes = [size_for(*item.measure(), dataset.resolution) for item in dataset.items]
-        return amount * Order(sizes, effective_batch, 0).steps_per_epoch
+        return amount * Order(sizes, batch_size * accumulate, 0).steps_per_epoch
     raise ValueError(f"steps_unit is '{unit}'; it must be '{STEPS}', '{PER_IMAGE}' or '{EPOCHS}'.")
 
 
