@@ -7,7 +7,7 @@ batched as `comfy.samplers` batches prompts: what it would concatenate runs toge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,12 +64,15 @@ class Encoded:
         return [[self.text, dict(self.extras)]]
 
 
-def encode_texts(clip: Any, texts: Sequence[str]) -> dict[str, Encoded]:
+def encode_texts(
+    clip: Any, texts: Sequence[str], poll: Callable[[], None] = lambda: None
+) -> dict[str, Encoded]:
     """Encode texts with the CLIP on the wire, each distinct one once.
 
     Args:
         clip: a CLIP; its own LoRAs and layer settings count.
         texts: in any number and with repetitions.
+        poll: called before each distinct one; may raise to interrupt.
 
     Returns:
         The encoding of each of ``texts``.
@@ -77,7 +80,11 @@ def encode_texts(clip: Any, texts: Sequence[str]) -> dict[str, Encoded]:
     Raises:
         ValueError: the CLIP is scheduled by hooks.
     """
-    return {text: encode_text(clip, text) for text in dict.fromkeys(texts)}
+    encoded = {}
+    for text in dict.fromkeys(texts):
+        poll()
+        encoded[text] = encode_text(clip, text)
+    return encoded
 
 
 def encode_text(clip: Any, text: str) -> Encoded:

@@ -104,11 +104,11 @@ class _Run:
         request = self.request
         captions = [item.caption for item in request.dataset.items]
         prior_texts = self._prior_texts()
-        self._tell(f"encoding {len(captions)} pictures")
-        pictures = encode_pictures(request.dataset, request.vae, request.model, _interrupt)
-        self._tell("encoding captions")
-        guided = [*prior_texts, ""] if prior_texts else []
-        texts = encode_texts(request.clip, [*captions, *guided])
+        begin = self._stage("encoding pictures", len(captions))
+        pictures = encode_pictures(request.dataset, request.vae, request.model, begin)
+        wanted = set(captions).union([*prior_texts, ""] if prior_texts else [])
+        begin = self._stage("encoding captions", len(wanted))
+        texts = encode_texts(request.clip, sorted(wanted), begin)
         family_check(request.model, request.clip, texts[captions[0]])
         prompts = preview.encode_prompts(request.clip, request.preview) if request.preview else None
         self._tell("loading the model")
@@ -117,9 +117,9 @@ class _Run:
             conditioner = Conditioner(trained.patcher, trained.device)
             priors = []
             if prior_texts:
-                self._tell(f"sampling {len(prior_texts)} pictures of the model to stay close to")
-                size, seed = commonest_size(pictures), request.plan.seed
-                priors = sample_priors(trained, prior_texts, texts, request.vae, size, seed)
+                begin = self._stage("sampling pictures to stay close to", len(prior_texts))
+                given = (request.vae, commonest_size(pictures), request.plan.seed, begin)
+                priors = sample_priors(trained, prior_texts, texts, *given)
             captioned = list(zip(pictures, captions, strict=True))
             data = TrainingData(captioned, priors, texts, conditioner, trained.device)
             attached = Attached(
@@ -140,6 +140,17 @@ class _Run:
     def _tell(self, text: str) -> None:
         _log.info("%s: %s", self.name, text)
         graph.show_text(self.request.node_id, text)
+
+    def _stage(self, text: str, total: int) -> Callable[..., None]:
+        """Count ``total`` of something in the node; call what is returned before each."""
+        _log.info("%s: %s (%d)", self.name, text, total)
+        tell = self.sink.stage(text, total)
+
+        def begin(count: int = 1) -> None:
+            _interrupt()
+            tell(count)
+
+        return begin
 
     def _prior_texts(self) -> tuple[str, ...]:
         objective, dataset = self.request.objective, self.request.dataset

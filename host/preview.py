@@ -8,7 +8,7 @@ and the weights' places are afterwards as they were, whatever happens in between
 import contextlib
 import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,11 +108,16 @@ def sample(
 
 
 def sample_latents(
-    trainee: Any, prompts: Prompts, settings: Preview, vae: Any, size: tuple[int, int]
+    trainee: Any,
+    prompts: Prompts,
+    settings: Preview,
+    vae: Any,
+    size: tuple[int, int],
+    poll: Callable[[int], None] = lambda count: None,
 ) -> list[torch.Tensor]:
     """As ``sample``, several at once and not decoded: latents ``[C, h, w]`` in the model's units, fp32 on the CPU."""
     with torch.inference_mode(False), torch.no_grad(), untouched(trainee):
-        latents = _sample_all(trainee, prompts, settings, vae, size, at_once=AT_ONCE)
+        latents = _sample_all(trainee, prompts, settings, vae, size, at_once=AT_ONCE, poll=poll)
         return [
             latent.clone()
             for batch in latents
@@ -129,6 +134,7 @@ def _sample_all(
     sampler: Any = None,
     sigmas: torch.Tensor | None = None,
     at_once: int = 1,
+    poll: Callable[[int], None] = lambda count: None,
 ) -> list[torch.Tensor]:
     check(settings)
     width, height = settings.width or size[0], settings.height or size[1]
@@ -139,6 +145,7 @@ def _sample_all(
         wanted = prompts.positive[start : start + at_once]
         together = _together(wanted)
         positive, count = (wanted[0], 1) if together is None else (together, len(wanted))
+        poll(count)
         latents.append(_sample(trainee.patcher, positive, *rest, start, count, sampler, sigmas))
         start += count
     return latents

@@ -6,7 +6,7 @@ before the first step; the target is the frozen base's D on them and not the pic
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..trainers.data import Dataset
@@ -49,6 +49,7 @@ def sample_priors(
     vae: Any,
     size: tuple[int, int],
     seed: int,
+    poll: Callable[[int], None] = lambda count: None,
 ) -> list[tuple[Picture, str]]:
     """Let the base model make a picture of each prompt.
 
@@ -59,6 +60,7 @@ def sample_priors(
         vae: The VAE on the wire, for the latents' size.
         size: Width and height in pixels.
         seed: Seed of the first picture; each has the next.
+        poll: Called before several of them, with their number; may raise to interrupt.
     """
     is_distilled = trained.model.model_config.unet_config.get("guidance_embed", False)
     settings = Preview(
@@ -67,7 +69,7 @@ def sample_priors(
     encoded = preview.Prompts(
         tuple(texts[prompt].conditioning() for prompt in prompts), texts[""].conditioning()
     )
-    latents = preview.sample_latents(trained, encoded, settings, vae, size)
+    latents = preview.sample_latents(trained, encoded, settings, vae, size, poll)
     width, height = size
     pictures = [Picture(latent, size, (height, width), (0, 0)) for latent in latents]
     return list(zip(pictures, prompts, strict=True))

@@ -113,9 +113,9 @@ def test_an_interrupt_keeps_the_work_and_the_model(wires, output, monkeypatch):
     before = {name: value.clone() for name, value in wires["sdxl"].model.state_dict().items()}
     calls = []
 
-    def interrupted():  # asked before each of 4 pictures and each step
+    def interrupted():  # asked before each of 4 pictures, their caption, and each step
         calls.append(1)
-        if len(calls) == 7:
+        if len(calls) == 8:
             raise management.InterruptProcessingException()
 
     monkeypatch.setattr(engine, "_interrupt", interrupted)
@@ -351,6 +351,22 @@ def test_a_plain_fp8_model_trains_and_is_delivered(wires, output):
                 module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), False)
     outcome = train(wires, model=model, steps=2)
     assert "tensors applied" in outcome.report
+
+
+def test_what_comes_before_the_first_step_is_counted_in_the_node(wires, output, monkeypatch):
+    from graft.host import progress
+
+    shown = []
+    monkeypatch.setattr(progress, "MESSAGE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress.RunSink, "_show", lambda sink, text: shown.append(text))
+    train(wires, steps=1, preserve=1.0)
+    shown = [text for text in shown if text.startswith(("encoding", "sampling"))]
+    counted = [text.partition("  ETA")[0] for text in shown]
+    assert counted == [
+        *(f"encoding pictures {i} of 4" for i in (1, 2, 3, 4)),
+        *(f"encoding captions {i} of 3" for i in (1, 2, 3)),
+        *(f"sampling pictures to stay close to {i} of 8" for i in (1, 5)),  # 4 at once
+    ]
 
 
 def test_preservation_holds_on_to_pictures_of_the_base(wires, output, monkeypatch):
