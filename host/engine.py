@@ -20,7 +20,7 @@ from ..trainers.loop import Diverged, Loop
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
-from . import graph, identity, paths, plots, preview, result, runs
+from . import comparison, graph, identity, paths, plots, preview, result, runs
 from .conditioning import Conditioner, encode_texts, family_check
 from .priors import prior_list, prior_prompts, sample_priors
 from .progress import RunSink
@@ -82,6 +82,7 @@ class _Run:
             workflow_id=request.workflow_id,
         )
         self.images: torch.Tensor | None = None
+        self.shown: comparison.Shown | None = None
         self.loop: Loop
         self.is_ready = False
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
@@ -222,6 +223,7 @@ class _Run:
         given = {"size": size, "sampler": request.sampler, "sigmas": request.sigmas}
         try:
             self.images = preview.sample(trained, prompts, settings, request.vae, **given)
+            self.shown = comparison.Shown(step, prompts, settings, given, self.images[0])
             self.sink(Sample(step, preview.save_samples(self.images, self.run, step)))
         except Exception as error:
             if is_interrupt(error) or isinstance(error, preview.TraineeLost):
@@ -291,6 +293,7 @@ class _Run:
         report = report or applied
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
+        compared = self._compare(model)
         if not is_whole:
             where += "\nfinished early on request: change a widget to train again"
         images = self.images if self.images is not None else plots.loss_plot(loop.losses)
@@ -302,18 +305,32 @@ class _Run:
             loss_map={"loss": list(loop.losses)},
             images=images,
             adapter=adapter,
-            report=self._report(report.text, where),
+            report=self._report([report.text, *compared], where),
             run=self.run,
         )
 
-    def _report(self, check: str, where: str) -> str:
+    def _compare(self, model: Any) -> list[str]:
+        """How near MODEL out comes to what the trainee drew at the end, as a line for the report."""
+        if self.shown is None or self.shown.step != self.loop.step:
+            return []
+        try:
+            off = comparison.difference(model, self.shown, self.request.vae)
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            _log.exception("MODEL out could not be compared with the last preview")
+            self.sink(Warned(f"MODEL out could not be compared with the last preview: {error}"))
+            return []
+        return [f"MODEL out gives the last preview's first picture within {off:.1g} of its range"]
+
+    def _report(self, checks: Sequence[str], where: str) -> str:
         losses, facts = self.loop.losses, self.facts
         smooth = plots.smoothed(losses)
         return "\n".join(
             [
                 f"{self.name}: {self.loop.step} steps, loss {smooth[min(19, len(smooth) - 1)]:.4f} -> {smooth[-1]:.4f}",
                 f"{facts['layers']} layers, {facts['trained parameters']:,} parameters in {facts['precision']}",
-                check,
+                *checks,
                 f"free memory {facts['free memory before (GiB)']} -> {facts['free memory after (GiB)']} GiB",
                 where,
             ]
