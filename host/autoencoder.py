@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures to latents and back, by the VAE on the wire and the model's latent format.
+"""Pictures to latents, by the VAE on the wire and the model's latent format.
 
 The host's VAE runs in inference mode, as its nodes run it; what comes out of here are normal tensors.
 """
@@ -79,30 +79,6 @@ def encode(vae: Any, model: Any, pixels: torch.Tensor) -> torch.Tensor:
         )
     with torch.inference_mode(False):
         return torch.cat([p.clone() for p in parts])
-
-
-def decode(vae: Any, model: Any, latent: torch.Tensor) -> torch.Tensor:
-    """Decode latents in the model's units into pictures.
-
-    Args:
-        vae: a VAE.
-        model: a ModelPatcher or BaseModel.
-        latent: ``[B, C, ...]``.
-
-    Returns:
-        fp32 pixels on the CPU, ``[B, h, w, 3]``, 0..1; the frames of videos one after another.
-
-    Raises:
-        ValueError: the VAE is of another family.
-    """
-    check_family(vae, model)
-    base = getattr(model, "model", model)
-    with torch.inference_mode(), _fixed_draws(vae):
-        images = vae.decode(base.process_latent_out(latent.detach().float())).float().cpu()
-        if images.ndim == 5:
-            images = images.flatten(0, 1)
-    with torch.inference_mode(False):
-        return images.clone()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ batched as `comfy.samplers` batches prompts: what it would concatenate runs toge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,30 +59,32 @@ class Encoded:
         with torch.inference_mode(False), torch.no_grad():
             return cls(_own(text), {k: _own(v) for k, v in extras.items()})
 
+    def conditioning(self) -> list[Any]:
+        """The CONDITIONING again, for the host's sampler."""
+        return [[self.text, dict(self.extras)]]
 
-class Texts:
-    """Encoded captions; each distinct text is encoded once."""
 
-    def __init__(self) -> None:
-        self._known: dict[str, Encoded] = {}
+def encode_texts(
+    clip: Any, texts: Sequence[str], poll: Callable[[], None] = lambda: None
+) -> dict[str, Encoded]:
+    """Encode texts with the CLIP on the wire, each distinct one once.
 
-    def encode(self, clip: Any, captions: Sequence[str]) -> dict[str, Encoded]:
-        """Encode captions with the CLIP on the wire.
+    Args:
+        clip: a CLIP; its own LoRAs and layer settings count.
+        texts: in any number and with repetitions.
+        poll: called before each distinct one; may raise to interrupt.
 
-        Args:
-            clip: a CLIP; its own LoRAs and layer settings count.
-            captions: texts, in any number and with repetitions.
+    Returns:
+        The encoding of each of ``texts``.
 
-        Returns:
-            The encoding of each of ``captions``.
-
-        Raises:
-            ValueError: the CLIP is scheduled by hooks.
-        """
-        for caption in dict.fromkeys(captions):
-            if caption not in self._known:
-                self._known[caption] = encode_text(clip, caption)
-        return {caption: self._known[caption] for caption in captions}
+    Raises:
+        ValueError: the CLIP is scheduled by hooks.
+    """
+    encoded = {}
+    for text in dict.fromkeys(texts):
+        poll()
+        encoded[text] = encode_text(clip, text)
+    return encoded
 
 
 def encode_text(clip: Any, text: str) -> Encoded:

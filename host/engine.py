@@ -20,8 +20,8 @@ from ..trainers.loop import Diverged, Loop
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
-from . import graph, identity, paths, plots, preview, result, runs
-from .conditioning import Conditioner, Texts, family_check
+from . import comparison, graph, identity, paths, plots, preview, result, runs
+from .conditioning import Conditioner, encode_texts, family_check
 from .priors import prior_list, prior_prompts, sample_priors
 from .progress import RunSink
 from .request import Request, check, check_state
@@ -82,6 +82,7 @@ class _Run:
             workflow_id=request.workflow_id,
         )
         self.images: torch.Tensor | None = None
+        self.shown: comparison.Shown | None = None
         self.loop: Loop
         self.is_ready = False
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
@@ -104,23 +105,22 @@ class _Run:
         request = self.request
         captions = [item.caption for item in request.dataset.items]
         prior_texts = self._prior_texts()
-        self._tell(f"encoding {len(captions)} pictures")
-        pictures = encode_pictures(request.dataset, request.vae, request.model, _interrupt)
-        self._tell("encoding captions")
-        texts = Texts().encode(request.clip, [*captions, *prior_texts])
+        begin = self._stage("encoding pictures", len(captions))
+        pictures = encode_pictures(request.dataset, request.vae, request.model, begin)
+        wanted = set(captions).union([*prior_texts, ""] if prior_texts else [])
+        begin = self._stage("encoding captions", len(wanted))
+        texts = encode_texts(request.clip, sorted(wanted), begin)
         family_check(request.model, request.clip, texts[captions[0]])
         prompts = preview.encode_prompts(request.clip, request.preview) if request.preview else None
-        holds = Preview(prior_texts) if prior_texts else None
-        encoded = preview.encode_prompts(request.clip, holds) if holds else None
         self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
         with trainee(request.model, precision=request.plan.precision) as trained:
             conditioner = Conditioner(trained.patcher, trained.device)
             priors = []
-            if encoded is not None:
-                self._tell(f"sampling {len(prior_texts)} pictures of the model to stay close to")
-                size, seed = commonest_size(pictures), request.plan.seed
-                priors = sample_priors(trained, prior_texts, encoded, request.vae, size, seed)
+            if prior_texts:
+                begin = self._stage("sampling pictures to stay close to", len(prior_texts))
+                given = (request.vae, commonest_size(pictures), request.plan.seed, begin)
+                priors = sample_priors(trained, prior_texts, texts, *given)
             captioned = list(zip(pictures, captions, strict=True))
             data = TrainingData(captioned, priors, texts, conditioner, trained.device)
             attached = Attached(
@@ -141,6 +141,17 @@ class _Run:
     def _tell(self, text: str) -> None:
         _log.info("%s: %s", self.name, text)
         graph.show_text(self.request.node_id, text)
+
+    def _stage(self, text: str, total: int) -> Callable[..., None]:
+        """Count ``total`` of something in the node; call what is returned before each."""
+        _log.info("%s: %s (%d)", self.name, text, total)
+        tell = self.sink.stage(text, total)
+
+        def begin(count: int = 1) -> None:
+            _interrupt()
+            tell(count)
+
+        return begin
 
     def _prior_texts(self) -> tuple[str, ...]:
         objective, dataset = self.request.objective, self.request.dataset
@@ -212,6 +223,7 @@ class _Run:
         given = {"size": size, "sampler": request.sampler, "sigmas": request.sigmas}
         try:
             self.images = preview.sample(trained, prompts, settings, request.vae, **given)
+            self.shown = comparison.Shown(step, prompts, settings, given, self.images[0])
             self.sink(Sample(step, preview.save_samples(self.images, self.run, step)))
         except Exception as error:
             if is_interrupt(error) or isinstance(error, preview.TraineeLost):
@@ -281,6 +293,7 @@ class _Run:
         report = report or applied
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
+        compared = self._compare(model)
         if not is_whole:
             where += "\nfinished early on request: change a widget to train again"
         images = self.images if self.images is not None else plots.loss_plot(loop.losses)
@@ -292,18 +305,32 @@ class _Run:
             loss_map={"loss": list(loop.losses)},
             images=images,
             adapter=adapter,
-            report=self._report(report.text, where),
+            report=self._report([report.text, *compared], where),
             run=self.run,
         )
 
-    def _report(self, check: str, where: str) -> str:
+    def _compare(self, model: Any) -> list[str]:
+        """How near MODEL out comes to what the trainee drew at the end, as a line for the report."""
+        if self.shown is None or self.shown.step != self.loop.step:
+            return []
+        try:
+            off = comparison.difference(model, self.shown, self.request.vae)
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            _log.exception("MODEL out could not be compared with the last preview")
+            self.sink(Warned(f"MODEL out could not be compared with the last preview: {error}"))
+            return []
+        return [f"MODEL out gives the last preview's first picture within {off:.1g} of its range"]
+
+    def _report(self, checks: Sequence[str], where: str) -> str:
         losses, facts = self.loop.losses, self.facts
         smooth = plots.smoothed(losses)
         return "\n".join(
             [
                 f"{self.name}: {self.loop.step} steps, loss {smooth[min(19, len(smooth) - 1)]:.4f} -> {smooth[-1]:.4f}",
                 f"{facts['layers']} layers, {facts['trained parameters']:,} parameters in {facts['precision']}",
-                check,
+                *checks,
                 f"free memory {facts['free memory before (GiB)']} -> {facts['free memory after (GiB)']} GiB",
                 where,
             ]

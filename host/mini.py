@@ -128,7 +128,20 @@ def read_asset(path: Path | None = None) -> dict[str, Any]:
     return state
 
 
-def _build_model(state: dict[str, Any]) -> Any:
+def rebuild_model(path: Path | None = None, disable_dynamic: bool = False) -> Any:
+    """Read the checkpoint again and build its MODEL anew, with weights of its own.
+
+    Args:
+        path: Another checkpoint of the same layout than the shipped one.
+        disable_dynamic: What ComfyUI asks of its loaders; this MODEL is never dynamic.
+
+    Returns:
+        A MODEL without patches.
+    """
+    return _build_model(read_asset(path), path)
+
+
+def _build_model(state: dict[str, Any], path: Path | None) -> Any:
     import comfy.model_patcher
     import comfy.utils
     from comfy import model_management
@@ -148,6 +161,9 @@ def _build_model(state: dict[str, Any]) -> Any:
     patcher = comfy.model_patcher.ModelPatcher(
         model, load_device=device, offload_device=model_management.unet_offload_device()
     )
+    # Newer hosts build the model again for a deep copy: their own trainer, several GPUs.
+    if hasattr(patcher, "cached_patcher_init"):
+        patcher.cached_patcher_init = (rebuild_model, (path,))
     model.load_model_weights(state, UNET_PREFIX)
     if start_device != model_management.torch.device("cpu"):
         model_management.load_models_gpu([patcher], force_full_load=True)
@@ -197,7 +213,7 @@ def load_mini(path: Path | None = None, embedding_directory: Any = None) -> tupl
 
         embedding_directory = folder_paths.get_folder_paths("embeddings")
     return (
-        _build_model(state),
+        _build_model(state, path),
         _build_clip(clip_state, embedding_directory),
         comfy.sd.VAE(sd=vae_state),
     )

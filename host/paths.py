@@ -268,11 +268,6 @@ def atomic_write(path: Path, writer: Callable[[Path], None]) -> Path:
     return path
 
 
-def next_free_name(folder: Path, name: str, suffix: str) -> Path:
-    """``<name><suffix>`` in ``folder``, or with ``_00002``, ``_00003``, ... where that is taken."""
-    return next(path for path in _candidates(folder, name, suffix) if not os.path.lexists(path))
-
-
 def write_once(folder: Path, name: str, suffix: str, writer: Callable[[Path], None]) -> Path:
     """Write a file under the next free name, unless a file of this name has the same bytes already.
 

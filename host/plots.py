@@ -15,7 +15,6 @@ _TICKS = 5
 def loss_plot(
     losses: Sequence[float],
     *,
-    first_step: int = 1,
     width: int = 640,
     height: int = 360,
     title: str = "loss",
@@ -23,8 +22,7 @@ def loss_plot(
     """Draw losses over steps; values that are not finite are gaps.
 
     Args:
-        losses: One a step.
-        first_step: Number of the first step.
+        losses: One a step, from the first.
         width: Width of the picture in pixels.
         height: Height of the picture in pixels.
         title: Written at the top.
@@ -39,20 +37,20 @@ def loss_plot(
     draw = ImageDraw.Draw(picture)
     font = _font(max(11, height // 26))
     box = (int(width * 0.11), int(height * 0.12), int(width * 0.97), int(height * 0.86))
-    last = first_step + max(len(losses) - 1, 1)
+    last = max(len(losses), 2)
     known = [loss for loss in losses if math.isfinite(loss)]
     y_ticks = ticks(*_range(known))
     low, high = y_ticks[0], y_ticks[-1]
 
     def place(step: float, loss: float) -> tuple[float, float]:
-        x = box[0] + (step - first_step) / (last - first_step) * (box[2] - box[0])
+        x = box[0] + (step - 1) / (last - 1) * (box[2] - box[0])
         return x, box[3] - (min(loss, high) - low) / (high - low) * (box[3] - box[1])
 
-    x_ticks = [t for t in ticks(first_step, last) if t == int(t) and first_step <= t <= last]
+    x_ticks = [t for t in ticks(1, last) if t == int(t) and 1 <= t <= last]
     _axes(draw, box, place, x_ticks, y_ticks, font)
     smooth = smoothed(losses)
-    _curve(draw, losses, place, first_step, RAW, 1)
-    _curve(draw, smooth, place, first_step, SMOOTH, 2)
+    _curve(draw, losses, place, RAW, 1)
+    _curve(draw, smooth, place, SMOOTH, 2)
     _write(draw, (box[0], box[1] // 2), title, INK, font, "lm")
     if known:
         end = next(value for value in reversed(smooth) if math.isfinite(value))
@@ -118,13 +116,11 @@ def _label(tick: float, all_ticks: list[float]) -> str:
     return f"{tick:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
-def _curve(
-    draw: Any, values: Sequence[float], place: Any, first_step: int, color: Any, width: int
-) -> None:
+def _curve(draw: Any, values: Sequence[float], place: Any, color: Any, width: int) -> None:
     run: list[tuple[float, float]] = []
-    for index, value in enumerate([*values, math.nan]):
+    for step, value in enumerate([*values, math.nan], start=1):
         if math.isfinite(value):
-            run.append(place(first_step + index, value))
+            run.append(place(step, value))
             continue
         if len(run) > 1:
             draw.line(run, fill=color, width=width, joint="curve")

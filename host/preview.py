@@ -8,7 +8,7 @@ and the weights' places are afterwards as they were, whatever happens in between
 import contextlib
 import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,16 +103,21 @@ def sample(
         ValueError: The host has no such sampler or scheduler.
     """
     with torch.inference_mode(False), torch.no_grad(), untouched(trainee):
-        latents = _sample_all(trainee, prompts, settings, vae, size, sampler, sigmas)
-        return torch.cat([_decode(vae, latent) for latent in latents])
+        latents = sampled(trainee.patcher, prompts, settings, vae, size, sampler, sigmas)
+        return torch.cat([decoded(vae, latent) for latent in latents])
 
 
 def sample_latents(
-    trainee: Any, prompts: Prompts, settings: Preview, vae: Any, size: tuple[int, int]
+    trainee: Any,
+    prompts: Prompts,
+    settings: Preview,
+    vae: Any,
+    size: tuple[int, int],
+    poll: Callable[[int], None] = lambda count: None,
 ) -> list[torch.Tensor]:
     """As ``sample``, several at once and not decoded: latents ``[C, h, w]`` in the model's units, fp32 on the CPU."""
     with torch.inference_mode(False), torch.no_grad(), untouched(trainee):
-        latents = _sample_all(trainee, prompts, settings, vae, size, at_once=AT_ONCE)
+        latents = sampled(trainee.patcher, prompts, settings, vae, size, at_once=AT_ONCE, poll=poll)
         return [
             latent.clone()
             for batch in latents
@@ -120,8 +125,8 @@ def sample_latents(
         ]
 
 
-def _sample_all(
-    trainee: Any,
+def sampled(
+    patcher: Any,
     prompts: Prompts,
     settings: Preview,
     vae: Any,
@@ -129,40 +134,30 @@ def _sample_all(
     sampler: Any = None,
     sigmas: torch.Tensor | None = None,
     at_once: int = 1,
+    poll: Callable[[int], None] = lambda count: None,
 ) -> list[torch.Tensor]:
+    """Latents as the host's sampler leaves them, of one picture or ``at_once`` each; nothing is given back."""
     check(settings)
     width, height = settings.width or size[0], settings.height or size[1]
-    empty = _empty_latent(trainee.patcher, vae, width, height)
+    empty = _empty_latent(patcher, vae, width, height)
     rest = (prompts.negative, empty, settings)
     latents, start = [], 0
     while start < len(prompts.positive):
         wanted = prompts.positive[start : start + at_once]
         together = _together(wanted)
         positive, count = (wanted[0], 1) if together is None else (together, len(wanted))
-        latents.append(_sample(trainee.patcher, positive, *rest, start, count, sampler, sigmas))
+        poll(count)
+        latents.append(_sample(patcher, positive, *rest, start, count, sampler, sigmas))
         start += count
     return latents
 
 
-def _together(conds: Sequence[list[Any]]) -> list[Any] | None:
-    """One conditioning for a batch, or None where the conditionings are not of one kind."""
-    if any(len(cond) != 1 or cond[0][1].keys() != conds[0][0][1].keys() for cond in conds):
-        return None
-    texts = _joined([cond[0][0] for cond in conds])
-    extras = {key: _joined([cond[0][1][key] for cond in conds]) for key in conds[0][0][1]}
-    if texts is None or any(value is None for value in extras.values()):
-        return None
-    return [[texts, extras]]
-
-
-def _joined(values: Sequence[Any]) -> Any:
-    """The values of a batch in one, or None where they cannot be."""
-    first = values[0]
-    if isinstance(first, torch.Tensor):
-        is_batch = first.ndim > 0 and all(v.shape == first.shape for v in values)
-        return torch.cat(list(values)) if is_batch and len(first) == 1 else None
-    is_plain = isinstance(first, (bool, int, float, str))
-    return first if is_plain and all(value == first for value in values) else None
+def decoded(vae: Any, latent: torch.Tensor) -> torch.Tensor:
+    """The pictures ``[N, h, w, 3]`` of a latent, float32 in 0..1 on the CPU."""
+    pixels = vae.decode(latent)
+    if pixels.ndim == 5:  # video autoencoders: the first frame
+        pixels = pixels[:, 0]
+    return pixels[..., :3].detach().to("cpu", torch.float32, copy=True).clamp(0, 1)
 
 
 def save_samples(images: torch.Tensor, run: str, step: int) -> tuple[dict[str, str], ...]:
@@ -313,6 +308,27 @@ def _replace(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
         module._buffers[leaf] = tensor.clone()
 
 
+def _together(conds: Sequence[list[Any]]) -> list[Any] | None:
+    """One conditioning for a batch, or None where the conditionings are not of one kind."""
+    if any(len(cond) != 1 or cond[0][1].keys() != conds[0][0][1].keys() for cond in conds):
+        return None
+    texts = _joined([cond[0][0] for cond in conds])
+    extras = {key: _joined([cond[0][1][key] for cond in conds]) for key in conds[0][0][1]}
+    if texts is None or any(value is None for value in extras.values()):
+        return None
+    return [[texts, extras]]
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """The values of a batch in one, or None where they cannot be."""
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        is_batch = first.ndim > 0 and all(v.shape == first.shape for v in values)
+        return torch.cat(list(values)) if is_batch and len(first) == 1 else None
+    is_plain = isinstance(first, (bool, int, float, str))
+    return first if is_plain and all(value == first for value in values) else None
+
+
 def _empty_latent(patcher: Any, vae: Any, width: int, height: int) -> torch.Tensor:
     import comfy.sample
 
@@ -364,13 +380,6 @@ def _sample(
     return comfy.sample.sample_custom(
         patcher, noise, settings.cfg, sampler, sigmas.clone(), positive, negative, latent, **shared
     )
-
-
-def _decode(vae: Any, latent: torch.Tensor) -> torch.Tensor:
-    pixels = vae.decode(latent)
-    if pixels.ndim == 5:  # video autoencoders: the first frame
-        pixels = pixels[:, 0]
-    return pixels[..., :3].detach().to("cpu", torch.float32, copy=True).clamp(0, 1)
 
 
 def _kept(value: Any) -> Any:

@@ -6,12 +6,13 @@ before the first step; the target is the frozen base's D on them and not the pic
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..trainers.data import Dataset
 from ..trainers.preview import Preview
 from . import preview
+from .conditioning import Encoded
 from .trainee import Trainee
 from .training_data import Picture
 
@@ -44,26 +45,31 @@ def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:
 def sample_priors(
     trained: Trainee,
     prompts: Sequence[str],
-    encoded: preview.Prompts,
+    texts: Mapping[str, Encoded],
     vae: Any,
     size: tuple[int, int],
     seed: int,
+    poll: Callable[[int], None] = lambda count: None,
 ) -> list[tuple[Picture, str]]:
     """Let the base model make a picture of each prompt.
 
     Args:
         trained: The trainee, without an adapter.
         prompts: The prompts.
-        encoded: The same, encoded.
+        texts: Encodings of the prompts, and of the empty text, which guides away.
         vae: The VAE on the wire, for the latents' size.
         size: Width and height in pixels.
         seed: Seed of the first picture; each has the next.
+        poll: Called before several of them, with their number; may raise to interrupt.
     """
     is_distilled = trained.model.model_config.unet_config.get("guidance_embed", False)
     settings = Preview(
         tuple(prompts), cfg=1.0 if is_distilled else 4.0, scheduler="simple", seed=seed
     )
-    latents = preview.sample_latents(trained, encoded, settings, vae, size)
+    encoded = preview.Prompts(
+        tuple(texts[prompt].conditioning() for prompt in prompts), texts[""].conditioning()
+    )
+    latents = preview.sample_latents(trained, encoded, settings, vae, size, poll)
     width, height = size
     pictures = [Picture(latent, size, (height, width), (0, 0)) for latent in latents]
     return list(zip(pictures, prompts, strict=True))

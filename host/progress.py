@@ -26,6 +26,7 @@ KINDS: dict[type, str] = {
 }
 MESSAGE_EVERY_S = 0.2
 LINE_EVERY_S = 10.0
+LONG_S = 5.0  # from here on an ETA is worth its place
 _SMOOTHING = 0.9
 _log = logging.getLogger(__name__)
 
@@ -87,12 +88,33 @@ class RunSink:
             if isinstance(event, Ended):
                 self._try("run.json", self._close)
         if isinstance(event, (Started, Progress)):
-            self._try("progress bar", lambda: self._advance(event))
+            self._try("progress bar", lambda: self._move_bar(event.step, event.total))
 
-    def flush(self) -> None:
-        """Send the steps that wait for the next message."""
-        with self._lock:
-            self._try("browser", self._send_points)
+    def stage(self, text: str, total: int) -> Callable[..., None]:
+        """Show how far a work before the first step is: ``encoding pictures 37 of 500``.
+
+        Args:
+            text: What is done.
+            total: To how many.
+
+        Returns:
+            To be called before each of them, or before ``count`` at once; raises nothing but the host's interrupt.
+        """
+        began, shown, done = self._clock(), float("-inf"), 0
+
+        def tell(count: int = 1) -> None:
+            nonlocal shown, done
+            now = self._clock()
+            if now - shown >= MESSAGE_EVERY_S:
+                shown = now
+                left = (now - began) / done * (total - done) if done else 0.0
+                is_long = now - began + left >= LONG_S
+                eta = f"  ETA {_minutes(left)}" if done and is_long else ""
+                self._try("browser", lambda: self._show(f"{text} {done + 1} of {total}{eta}"))
+                self._try("progress bar", lambda: self._move_bar(done, total))
+            done += count
+
+        return tell
 
     def _try(self, part: str, action: Callable[[], None]) -> None:
         if part in self._broken:
@@ -180,11 +202,11 @@ class RunSink:
         if show is not None and self._head["node"] is not None:
             show(text.strip(), self._head["node"], getattr(server, "client_id", None))
 
-    def _advance(self, event: Started | Progress) -> None:
+    def _move_bar(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = _progress_bar(event.total, self._head["node"])
+            self._bar = _progress_bar(total, self._head["node"])
         if self._bar is not None:
-            self._bar.update_absolute(event.step, event.total)
+            self._bar.update_absolute(done, total)
 
     def _close(self) -> None:
         file, self._file = self._file, None
@@ -201,13 +223,9 @@ def progress_line(event: Progress, left_s: float) -> str:
         left_s: Seconds until the last step is done.
     """
     lr = f"{event.lr:.1e}".replace("e-0", "e-").replace("e+0", "e+")
-    seconds = int(left_s + 0.5) if left_s < 1e9 else 0
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    eta = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
     return (
         f"step {event.step}/{event.total}  loss {event.loss:.4f}  lr {lr}  "
-        f"{event.s_per_step:.2f} s/step  ETA {eta}"
+        f"{event.s_per_step:.2f} s/step  ETA {_minutes(left_s)}"
     )
 
 
@@ -219,6 +237,13 @@ def executing_prompt() -> str | None:
         return None
     context = get_executing_context()
     return getattr(context, "prompt_id", None)
+
+
+def _minutes(seconds: float) -> str:
+    whole = int(seconds + 0.5) if seconds < 1e9 else 0
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _progress_bar(total: int, node_id: str | None) -> Any:

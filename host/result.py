@@ -87,15 +87,12 @@ def lora_state_dict(source: Any) -> dict[str, torch.Tensor]:
         }
 
 
-def apply(
-    model: Any, lora: Mapping[str, torch.Tensor], strength: float = 1.0
-) -> tuple[Any, Report]:
+def apply(model: Any, lora: Mapping[str, torch.Tensor]) -> tuple[Any, Report]:
     """Clone a MODEL and patch it with a LoRA as the stock loader does.
 
     Args:
         model: The host's ModelPatcher; it is not changed.
         lora: Tensors by key, in any dialect that the host reads.
-        strength: Factor of the change.
 
     Returns:
         The patched clone, and how much took effect.
@@ -103,25 +100,17 @@ def apply(
     Raises:
         ValueError: Not one tensor fits the model.
     """
-    patched, _, report = apply_both(model, None, lora, strength, 0.0)
+    patched, _, report = apply_both(model, None, lora)
     return patched, report
 
 
-def apply_both(
-    model: Any,
-    clip: Any,
-    lora: Mapping[str, torch.Tensor],
-    strength: float = 1.0,
-    clip_strength: float = 1.0,
-) -> tuple[Any, Any, Report]:
+def apply_both(model: Any, clip: Any, lora: Mapping[str, torch.Tensor]) -> tuple[Any, Any, Report]:
     """Clone a MODEL and a CLIP and patch both with a LoRA as the stock loader does.
 
     Args:
         model: The host's ModelPatcher; it is not changed.
         clip: The host's CLIP, None when the LoRA is for the model alone.
         lora: Tensors by key, in any dialect that the host reads.
-        strength: Factor of the change to the model.
-        clip_strength: Factor of the change to the text encoders.
 
     Returns:
         The patched clones (None for a None), and how much took effect.
@@ -136,10 +125,10 @@ def apply_both(
             weights |= clip.cond_stage_model.state_dict()
         fitting = {at: patch for at, patch in loaded.items() if _fits(patch, at, weights)}
         patched = model.clone()
-        taken = set(patched.add_patches(fitting, strength))
+        taken = set(patched.add_patches(fitting))
         patched_clip = None if clip is None else clip.clone()
         if patched_clip is not None:
-            taken |= set(patched_clip.add_patches(fitting, clip_strength))
+            taken |= set(patched_clip.add_patches(fitting))
 
         misfits = loaded.keys() - fitting.keys()
         misshapen = record.keys_of(prefix for prefix, at in key_map.items() if at in misfits)

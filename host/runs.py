@@ -247,11 +247,6 @@ def _from_disk(run: str) -> dict[str, Any] | None:
 RUNS = Runs()
 
 
-def since(run: str, seq: int = 0) -> dict[str, Any] | None:
-    """What happened in ``run`` after message ``seq``, see ``Runs.since``."""
-    return RUNS.since(run, seq)
-
-
 def wants_finish(run: str) -> bool:
     """Whether ``run`` was asked to end early, see ``Runs.wants_finish``."""
     return RUNS.wants_finish(run)

@@ -76,9 +76,7 @@ class Trainee:
 
 
 @contextmanager
-def trainee(
-    model: Any, *, precision: str = "auto", checkpointing: bool = False
-) -> Iterator[Trainee]:
+def trainee(model: Any, *, precision: str = "auto") -> Iterator[Trainee]:
     """Make the MODEL on the wire trainable while the context lasts, outside inference mode.
 
     LoRA patches and object patches of the wire are part of the model that is trained on. Base weights are frozen.
@@ -86,7 +84,6 @@ def trainee(
     Args:
         model: a ModelPatcher.
         precision: compute dtype: ``bf16``, ``fp32``, or ``auto`` (bf16 where the host finds it fast).
-        checkpointing: start with gradient checkpointing on.
 
     Yields:
         The trainee, loaded.
@@ -117,7 +114,6 @@ def trainee(
         stack.enter_context(differentiable_rope())
         made = Trainee(clone, dtype)
         _on_exit(stack, made.close)
-        made.checkpointing(checkpointing)
         yield made
 
 

@@ -16,7 +16,6 @@ import torch
 
 from ..adapters.file import AdapterFile
 
-MAX_HEADER_BYTES = 100_000_000
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",

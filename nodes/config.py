@@ -23,6 +23,10 @@ from .schema import (
     text,
 )
 
+PRESERVE_PROMPTS = (
+    "Prompts whose pictures are to stay as they are, one a line. Empty: the captions without the "
+    "trigger."
+)
 _OPTIONS = "Further settings as name=value, with commas between them. A wrong name is answered with the known ones."
 _DECAY_MAX = 100.0
 Parts = dict[str, tuple[Registry[Any], str]]
@@ -96,8 +100,7 @@ class ObjectiveNode(io.ComfyNode):
                 field(Objective, "preserve", max=100.0, step=0.05),
                 text(
                     "preserve_prompts",
-                    "Prompts whose pictures are to stay as they are, one a line. Empty: the captions without the "
-                    "trigger.",
+                    PRESERVE_PROMPTS,
                     multiline=True,
                 ),
                 text(

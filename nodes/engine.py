@@ -1,15 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all training nodes share: their seven outputs, in this order for ever, and the call of the engine."""
+"""What all training nodes share: wires, the seven outputs in this order for ever, and the call of the engine."""
 
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..host import engine, paths
-from .schema import GraftAdapter, GraftState, output, socket
+from .schema import GraftAdapter, GraftDataset, GraftPreviewType, GraftState, output, socket
 
 HIDDEN = (io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo)
 LORA_NAME = "What the LoRA is called, and the name of its file in output/loras. No folders."
+RUN_SEED = "Seed of everything drawn in the run. Keep it fixed: the same graph and seed give the same LoRA."
+# Kind and tooltip by the id, which is the name in the engine's request, too.
+WIRES: dict[str, tuple[Any, str]] = {
+    "model": (io.Model, "The model to train. It is not changed: the result is a new one."),
+    "clip": (io.Clip, "Encodes the captions. Take the one of the model."),
+    "vae": (io.Vae, "Encodes the pictures. Take the one of the model."),
+    "dataset": (GraftDataset, "Pictures with captions, from Load Images For Training."),
+}
+EXTRAS: dict[str, tuple[Any, str]] = {
+    "preview": (GraftPreviewType, "Samples pictures while it trains."),
+    "sampler": (
+        io.Sampler,
+        "Samples the previews with this sampler instead of the preview's own.",
+    ),
+    "sigmas": (
+        io.Sigmas,
+        "Samples the previews over these noise levels instead of the preview's own.",
+    ),
+    "state": (
+        GraftState,
+        "Goes on from where another training node stopped, with the same settings.",
+    ),
+}
 
 
 def outputs() -> list[Any]:
@@ -37,28 +60,10 @@ def outputs() -> list[Any]:
     ]
 
 
-def sampling_inputs() -> list[Any]:
-    """The optional sockets that previews are sampled with."""
-    return [
-        socket(
-            io.Sampler,
-            "sampler",
-            "Samples the previews with this sampler instead of the preview's own.",
-            optional=True,
-        ),
-        socket(
-            io.Sigmas,
-            "sigmas",
-            "Samples the previews over these noise levels instead of the preview's own.",
-            optional=True,
-        ),
-        socket(
-            GraftState,
-            "state",
-            "Goes on from where another training node stopped, with the same settings.",
-            optional=True,
-        ),
-    ]
+def sockets(*names: str, optional: bool = False) -> list[Any]:
+    """Sockets of ``WIRES`` and ``EXTRAS``, in the order of ``names``."""
+    known = WIRES | EXTRAS
+    return [socket(known[n][0], n, known[n][1], optional=optional) for n in names]
 
 
 def check_name(name: str | None) -> bool | str:
@@ -71,12 +76,16 @@ def check_name(name: str | None) -> bool | str:
     return True
 
 
-def train(node: Any, **values: Any) -> io.NodeOutput:
+def train(
+    node: Any, wires: tuple[Any, ...], extras: tuple[Any, ...], **values: Any
+) -> io.NodeOutput:
     """Run the engine for a node, and hand over what came of it.
 
     Args:
         node: The node's class, which holds the hidden inputs.
-        values: Fields of the engine's request.
+        wires: What came over the sockets of ``WIRES``, in their order.
+        extras: What came over those of ``EXTRAS``.
+        values: Further fields of the engine's request.
     """
     hidden = node.hidden
     extra = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
@@ -85,7 +94,8 @@ def train(node: Any, **values: Any) -> io.NodeOutput:
         "node_id": hidden.unique_id,
         "workflow_id": workflow.get("id") if isinstance(workflow, dict) else None,
     }
-    made = engine.train(engine.Request(**values, **asker))
+    came = dict(zip((*WIRES, *EXTRAS), (*wires, *extras), strict=True))
+    made = engine.train(engine.Request(**came, **values, **asker))
     return io.NodeOutput(
         made.model,
         made.clip,

@@ -12,9 +12,19 @@ from ..trainers.objectives import WEIGHTS, Objective
 from ..trainers.optimizers import SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.plan import Plan
-from .config import lines
-from .engine import HIDDEN, LORA_NAME, check_name, outputs, sampling_inputs, train
-from .schema import GraftDataset, GraftPreviewType, choice, field, schema, seed, socket, text, whole
+from .config import PRESERVE_PROMPTS, lines
+from .engine import (
+    EXTRAS,
+    HIDDEN,
+    LORA_NAME,
+    RUN_SEED,
+    WIRES,
+    check_name,
+    outputs,
+    sockets,
+    train,
+)
+from .schema import choice, field, schema, seed, text, whole
 
 STEPS, PER_IMAGE, EPOCHS = "steps", "steps per image", "epochs"
 
@@ -41,22 +51,8 @@ class TrainLora(io.ComfyNode):
             is_output_node=True,
             hidden=list(HIDDEN),
             inputs=[
-                socket(
-                    io.Model,
-                    "model",
-                    "The model to train. It is not changed: the result is a new one.",
-                ),
-                socket(io.Clip, "clip", "Encodes the captions. Take the one of the model."),
-                socket(io.Vae, "vae", "Encodes the pictures. Take the one of the model."),
-                socket(
-                    GraftDataset,
-                    "dataset",
-                    "Pictures with captions, from Load Images For Training.",
-                ),
-                socket(
-                    GraftPreviewType, "preview", "Samples pictures while it trains.", optional=True
-                ),
-                *sampling_inputs(),
+                *sockets(*WIRES),
+                *sockets(*EXTRAS, optional=True),
                 whole(
                     "steps", "How long it trains, in the unit below.", 500, min=1, max=10_000_000
                 ),
@@ -78,9 +74,7 @@ class TrainLora(io.ComfyNode):
                 ),
                 field(Plan, "batch_size"),
                 field(Plan, "accumulate", advanced=True),
-                seed(
-                    "Seed of everything drawn in the run. Keep it fixed: the same graph and seed give the same LoRA."
-                ),
+                seed(RUN_SEED),
                 field(LoRA, "blocks"),
                 choice(
                     "weight",
@@ -97,8 +91,7 @@ class TrainLora(io.ComfyNode):
                 text("name", LORA_NAME, "graft"),
                 text(
                     "preserve_prompts",
-                    "Prompts whose pictures are to stay as they are, one a line. Empty: the captions without the "
-                    "trigger.",
+                    PRESERVE_PROMPTS,
                     multiline=True,
                     advanced=True,
                 ),
@@ -139,15 +132,14 @@ class TrainLora(io.ComfyNode):
         state: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(
-            steps_for(steps, steps_unit, dataset, batch_size * accumulate),
+            steps_for(steps, steps_unit, dataset, batch_size, accumulate),
             batch_size=batch_size,
             accumulate=accumulate,
             seed=seed,
             precision=precision,
             checkpointing=checkpointing,
         )
-        wires = {"model": model, "dataset": dataset, "vae": vae, "clip": clip, "state": state}
-        sampling = {"preview": preview, "sampler": sampler, "sigmas": sigmas}
+        wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         chosen = {
             "network": LoRA(rank, alpha, blocks),
             "objective": Objective(
@@ -157,10 +149,12 @@ class TrainLora(io.ComfyNode):
             ),
             "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
         }
-        return train(cls, **wires, **sampling, **chosen, plan=plan, name=name)
+        return train(cls, wires, extras, **chosen, plan=plan, name=name)
 
 
-def steps_for(amount: int, unit: str, dataset: Dataset, effective_batch: int) -> int:
+def steps_for(
+    amount: int, unit: str, dataset: Dataset, batch_size: int, accumulate: int = 1
+) -> int:
     """Optimizer steps of a length that is given in one of the units.
 
     An epoch is what the loop takes for one: every picture once, where a batch never mixes sizes.
@@ -169,22 +163,26 @@ def steps_for(amount: int, unit: str, dataset: Dataset, effective_batch: int) ->
         amount: How many of the unit.
         unit: ``steps``, ``steps per image`` or ``epochs``.
         dataset: The pictures.
-        effective_batch: Pictures in one optimizer step.
+        batch_size: Pictures in one forward pass.
+        accumulate: Forward passes in one optimizer step.
 
     Raises:
-        ValueError: The amount or the batch is below 1, or there is no such unit.
+        ValueError: A number is below 1, or there is no such unit.
     """
-    if amount < 1 or effective_batch < 1:
-        raise ValueError(
-            f"steps is {amount} and the batch {effective_batch}; both must be at least 1."
-        )
+    for widget, value in (
+        ("steps", amount),
+        ("batch_size", batch_size),
+        ("accumulate", accumulate),
+    ):
+        if value < 1:
+            raise ValueError(f"{widget} is {value}; it must be at least 1.")
     if unit == STEPS:
         return amount
     if unit == PER_IMAGE:
         return amount * len(dataset.items)
     if unit == EPOCHS:
         sizes = [size_for(*item.measure(), dataset.resolution) for item in dataset.items]
-        return amount * Order(sizes, effective_batch, 0).steps_per_epoch
+        return amount * Order(sizes, batch_size * accumulate, 0).steps_per_epoch
     raise ValueError(f"steps_unit is '{unit}'; it must be '{STEPS}', '{PER_IMAGE}' or '{EPOCHS}'.")
 
 

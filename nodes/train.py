@@ -9,13 +9,11 @@ from ..adapters.lora import LoRA
 from ..trainers.objectives import Objective
 from ..trainers.optimizers import Optimizer
 from ..trainers.plan import Plan
-from .engine import HIDDEN, LORA_NAME, check_name, outputs, sampling_inputs, train
+from .engine import EXTRAS, HIDDEN, LORA_NAME, RUN_SEED, check_name, outputs, sockets, train
 from .schema import (
-    GraftDataset,
     GraftNetworkType,
     GraftObjectiveType,
     GraftOptimizerType,
-    GraftPreviewType,
     field,
     schema,
     seed,
@@ -41,25 +39,8 @@ class Train(io.ComfyNode):
             is_output_node=True,
             hidden=list(HIDDEN),
             inputs=[
-                socket(
-                    io.Model,
-                    "model",
-                    "The model to train. It is not changed: the result is a new one.",
-                ),
-                socket(
-                    GraftDataset,
-                    "dataset",
-                    "Pictures with captions, from Load Images For Training.",
-                ),
-                socket(
-                    io.Vae, "vae", "Encodes the pictures. Take the one of the model.", optional=True
-                ),
-                socket(
-                    io.Clip,
-                    "clip",
-                    "Encodes the captions. Take the one of the model.",
-                    optional=True,
-                ),
+                *sockets("model", "dataset"),
+                *sockets("vae", "clip", optional=True),
                 socket(
                     GraftNetworkType,
                     "network",
@@ -78,17 +59,12 @@ class Train(io.ComfyNode):
                     "How it is stepped; without it, AdamW at a constant rate.",
                     optional=True,
                 ),
-                socket(
-                    GraftPreviewType, "preview", "Samples pictures while it trains.", optional=True
-                ),
-                *sampling_inputs(),
+                *sockets(*EXTRAS, optional=True),
                 field(Plan, "steps", max=_MAX_STEPS),
                 field(Plan, "total_steps", max=_MAX_STEPS, advanced=True),
                 field(Plan, "batch_size"),
                 field(Plan, "accumulate"),
-                seed(
-                    "Seed of everything drawn in the run. Keep it fixed: the same graph and seed give the same LoRA."
-                ),
+                seed(RUN_SEED),
                 field(Plan, "precision", advanced=True),
                 field(Plan, "checkpointing", advanced=True),
                 field(Plan, "max_grad_norm", max=1000.0, step=0.1, advanced=True),
@@ -135,14 +111,13 @@ class Train(io.ComfyNode):
             precision,
             checkpointing,
         )
-        wires = {"model": model, "dataset": dataset, "vae": vae, "clip": clip, "state": state}
-        sampling = {"preview": preview, "sampler": sampler, "sigmas": sigmas}
+        wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         chosen = {
             "network": network or LoRA(),
             "objective": objective or Objective(),
             "optimizer": optimizer or Optimizer(),
         }
-        return train(cls, **wires, **sampling, **chosen, plan=plan, name=name)
+        return train(cls, wires, extras, **chosen, plan=plan, name=name)
 
 
 NODES = [Train]

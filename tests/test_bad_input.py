@@ -334,14 +334,11 @@ def test_a_file_in_the_place_of_the_output_folder_is_named(wires, folder, output
 
 
 @pytest.mark.parametrize("value", [0, -1])
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [("steps", "steps"), ("rank", "rank"), ("batch_size", "batch"), ("accumulate", "batch")],
-)
-def test_settings_of_nothing_are_refused(wires, folder, output, trained, setting, value, message):
+@pytest.mark.parametrize("setting", ["steps", "rank", "batch_size", "accumulate"])
+def test_settings_of_nothing_are_refused(wires, folder, output, trained, setting, value):
     from graft.nodes.recipes import TrainLora
 
-    refuses(wires, output, trained, message, **{setting: value})
+    refuses(wires, output, trained, f"{setting} is {value}", **{setting: value})
     (widget,) = [i for i in TrainLora.define_schema().inputs if i.id == setting]
     assert widget.min >= 1, "the browser and the host refuse it, too"
 

@@ -99,7 +99,8 @@ def test_blocks_are_those_of_the_architecture():
 
 
 def test_no_recomputation_without_gradients():
-    with trainee(tiny.model("sdxl"), precision="fp32", checkpointing=True) as t:
+    with trainee(tiny.model("sdxl"), precision="fp32") as t:
+        t.checkpointing(True)
         calls = []
         block = find_blocks(t.diffusion_model)[0]
         layer = next(

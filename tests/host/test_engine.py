@@ -3,6 +3,7 @@
 
 import dataclasses
 import hashlib
+import re
 
 import pytest
 import torch
@@ -113,9 +114,9 @@ def test_an_interrupt_keeps_the_work_and_the_model(wires, output, monkeypatch):
     before = {name: value.clone() for name, value in wires["sdxl"].model.state_dict().items()}
     calls = []
 
-    def interrupted():  # asked before each of 4 pictures and each step
+    def interrupted():  # asked before each of 4 pictures, their caption, and each step
         calls.append(1)
-        if len(calls) == 7:
+        if len(calls) == 8:
             raise management.InterruptProcessingException()
 
     monkeypatch.setattr(engine, "_interrupt", interrupted)
@@ -173,6 +174,65 @@ def test_previews_do_not_change_what_is_trained(wires, output):
         assert torch.equal(value, shown.lora_model[key])
     names = [path.name for path in sorted(output.rglob("*.png"))]
     assert names == [f"step_{step:06}_{i}.png" for step in (0, 2, 4) for i in (0, 1)]
+
+
+@pytest.fixture
+def shown():
+    """A preview, and an optimizer that changes the pictures in a few steps."""
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw import AdamW
+    from graft.trainers.preview import Preview
+
+    preview = Preview(("a zork", "a thing"), "blurred", steps=3, cfg=2.0, seed=7, every=3)
+    return {
+        "preview": preview,
+        "optimizer": Optimizer(AdamW(0.05)),
+        "plan": {"precision": "fp32"},
+    }
+
+
+def compared(report):
+    """The number in the report's line about MODEL out."""
+    (line,) = [line for line in report.splitlines() if line.startswith("MODEL out gives")]
+    words = "MODEL out gives the last preview's first picture within (.*) of its range"
+    return float(re.fullmatch(words, line).group(1))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sdxl_edm"])
+def test_model_out_draws_what_the_trainee_drew(wires, output, family, shown, monkeypatch):
+    import comfy.samplers
+
+    from graft.host import result
+
+    drawn = torch.get_rng_state()
+    outcome = train(wires, family, **shown)
+    assert compared(outcome.report) <= 1e-3
+    assert torch.equal(torch.get_rng_state(), drawn)
+    sampler = comfy.samplers.sampler_object("dpmpp_2m")  # the wires' sampler and noise levels count
+    sigmas = torch.tensor([5.0, 1.0, 0.0])
+    outcome = train(wires, family, **shown, sampler=sampler, sigmas=sigmas)
+    assert compared(outcome.report) <= 1e-3
+    real = result.apply
+    monkeypatch.setattr(result, "apply", lambda model, lora: (model, real(model, lora)[1]))
+    assert compared(train(wires, family, **shown).report) > 0.01
+
+
+def test_model_out_is_compared_with_the_end_only_and_never_fails_the_run(
+    wires, output, shown, monkeypatch, caplog
+):
+    from graft.host import comparison, runs
+
+    def fail(*args):
+        raise RuntimeError("no paint")
+
+    calls = []
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "wants_finish", lambda run: calls.append(1) or len(calls) >= 2)
+        assert "MODEL out" not in train(wires, **shown).report
+    monkeypatch.setattr(comparison, "difference", fail)
+    outcome = train(wires, **shown)
+    assert "MODEL out" not in outcome.report and outcome.images.shape[0] == 2
+    assert "could not be compared with the last preview: no paint" in caplog.text
 
 
 def test_finish_ends_early_as_if_done(wires, output, monkeypatch):
@@ -353,9 +413,26 @@ def test_a_plain_fp8_model_trains_and_is_delivered(wires, output):
     assert "tensors applied" in outcome.report
 
 
+def test_what_comes_before_the_first_step_is_counted_in_the_node(wires, output, monkeypatch):
+    from graft.host import progress
+
+    shown = []
+    monkeypatch.setattr(progress, "MESSAGE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress.RunSink, "_show", lambda sink, text: shown.append(text))
+    train(wires, steps=1, preserve=1.0)
+    shown = [text for text in shown if text.startswith(("encoding", "sampling"))]
+    counted = [text.partition("  ETA")[0] for text in shown]
+    assert counted == [
+        *(f"encoding pictures {i} of 4" for i in (1, 2, 3, 4)),
+        *(f"encoding captions {i} of 3" for i in (1, 2, 3)),
+        *(f"sampling pictures to stay close to {i} of 8" for i in (1, 5)),  # 4 at once
+    ]
+
+
 def test_preservation_holds_on_to_pictures_of_the_base(wires, output, monkeypatch):
     """8 pictures of the base are made, equal runs are equal, and a run in two parts equals one."""
     from graft.host import engine
+    from graft.trainers.objectives import Objective
 
     real, made = engine.sample_priors, []
     monkeypatch.setattr(engine, "sample_priors", lambda *args: made.append(real(*args)) or made[-1])
@@ -363,6 +440,8 @@ def test_preservation_holds_on_to_pictures_of_the_base(wires, output, monkeypatc
     assert len(made[0]) == 8
     assert made[0][0][0].latent.shape == (4, 8, 8)
     assert {text for _, text in made[0]} == {"a thing", ""}
+    train(wires, steps=1, objective=Objective(preserve=1.0, preserve_prompts=("a cat",)))
+    assert {text for _, text in made[1]} == {"a cat"}
     head = train(wires, steps=1, preserve=1.0, plan={"total_steps": 2})
     tail = train(wires, steps=1, preserve=1.0, plan={"total_steps": 2}, state=head.state)
     for key, value in whole.lora_model.items():

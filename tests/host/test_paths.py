@@ -239,8 +239,6 @@ def test_equal_bytes_are_written_once_and_others_get_a_number(paths, tmp_path):
         "cat_00003.bin",
         "cat_00002.bin",
     ]
-    assert paths.next_free_name(tmp_path, "cat", ".bin").name == "cat_00004.bin"
-    assert paths.next_free_name(tmp_path, "dog", ".bin").name == "dog.bin"
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(ValueError, match="cannot be used"):
         paths.write_once(tmp_path, "../cat", ".bin", lambda p: p.write_bytes(b"1") and None)

@@ -139,13 +139,44 @@ def test_an_early_end_flushes_what_waits(world):
     assert [p[1] for p in world.store.since(RUN)["points"]] == [1, 2, 3]
     assert world.store.since(RUN)["state"] == "interrupted"
 
+
+def test_what_comes_before_the_first_step_is_counted(world):
+    from graft.trainers.events import Started
+
     sink = world.sink()
+    begin = sink.stage("encoding pictures", 500)
+    for _ in range(500):
+        begin()
+        world.now += 0.25
+    texts = [text for text, *_ in world.server.texts]
+    assert texts[:2] == ["encoding pictures 1 of 500", "encoding pictures 2 of 500  ETA 2:05"]
+    assert texts[-1] == "encoding pictures 500 of 500  ETA 0:00"
+    assert world.bar == [(i, 500) for i in range(500)]
+    begin = sink.stage("encoding captions", 300)  # quick: no ETA, five messages a second
+    for _ in range(100):
+        begin(3)
+        world.now += 0.01
+    texts = [text for text, *_ in world.server.texts][500:]
+    assert 4 <= len(texts) <= 6
+    assert texts[0] == "encoding captions 1 of 300" and "ETA" not in "".join(texts)
     sink(Started(100))
-    world.step(sink, 1)
-    world.step(sink, 2, seconds=0.01)
-    assert len(world.store.since(RUN)["points"]) == 1
-    sink.flush()
-    assert len(world.store.since(RUN)["points"]) == 2
+    assert world.bar[-1] == (0, 100)
+
+
+def test_cancel_comes_through_a_count_and_a_broken_bar_does_not(world):
+    import comfy.model_management as management
+
+    sink = world.sink()
+    errors = [TypeError("changed interface"), management.InterruptProcessingException()]
+
+    def broken(*args, **kwargs):
+        raise errors[0]
+
+    world.update_absolute = broken
+    sink.stage("encoding pictures", 2)()
+    errors.pop(0)
+    with pytest.raises(management.InterruptProcessingException):
+        world.sink().stage("encoding pictures", 2)()
 
 
 def test_nan_is_null_and_the_log_is_json(world):

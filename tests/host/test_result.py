@@ -87,8 +87,8 @@ def test_apply_patches_a_clone_as_the_stock_loader_does(model, inference):
     lora = lora_for(model, scale=0.5)
     base = tiny.sample(model, "sdxl")
     with torch.inference_mode(inference):
-        patched, report = result.apply(model, lora, 0.8)
-        stock, _ = comfy.sd.load_lora_for_models(model, None, lora, 0.8, 0.0)
+        patched, report = result.apply(model, lora)
+        stock, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     assert report.text.startswith("6 of 6 tensors applied, |dW| = ")
     ours, theirs = tiny.sample(patched, "sdxl"), tiny.sample(stock, "sdxl")
     assert torch.equal(ours, theirs)

@@ -267,7 +267,8 @@ def test_everything_is_given_back_when_the_body_raises(error):
     with torch.inference_mode():
         before = tiny.sample(patcher, "flux")
         mark, kept = state(patcher), flags()
-        with pytest.raises(type(error)), trainee(patcher, checkpointing=True) as t:
+        with pytest.raises(type(error)), trainee(patcher) as t:
+            t.checkpointing(True)
             tiny.Attached(t.diffusion_model)  # never removed
             loss_of("flux", t).backward()
             raise error

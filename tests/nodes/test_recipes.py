@@ -124,6 +124,17 @@ def test_train_has_a_default_for_every_optional_socket(asked):
     assert request.preview is None and request.state is None
 
 
+def test_both_training_nodes_hand_every_wire_on_by_its_name(asked):
+    from graft.nodes.engine import EXTRAS, WIRES
+    from graft.nodes.recipes import TrainLora
+    from graft.nodes.train import Train
+
+    sent = {name: f"the {name}" for name in (*WIRES, *EXTRAS)} | {"dataset": dataset((64, 64))}
+    for node in (Train, TrainLora):
+        hidden(node).execute(**sent, **widgets(node))
+        assert {name: getattr(asked[-1], name) for name in sent} == sent
+
+
 def test_the_widgets_of_both_training_nodes_have_the_same_defaults():
     from graft.nodes.recipes import TrainLora
     from graft.nodes.train import Train
