@@ -5,6 +5,7 @@ DreamBooth's class images (Ruiz et al. 2023, eq. 2; arXiv 2208.12242), sampled b
 before the first step; the target is the frozen base's D on them and not the picture.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,17 +18,18 @@ from .trainee import Trainee
 from .training_data import Picture
 
 LEAST, MOST = 8, 48  # pictures
+EMPTY_EVERY = 8  # guidance compares with the empty prompt, so that has to stay as it was, too
 
 
 def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
-    """Texts on which the model shall stay as it is.
+    """Texts on which the model shall stay as it is, the empty one among them.
 
     Args:
-        dataset: Its captions without the trigger, and the empty text, where nothing is given.
+        dataset: Its captions without the trigger, where nothing is given.
         given: The user's own prompts.
     """
     if given:
-        return tuple(dict.fromkeys(given))
+        return tuple(dict.fromkeys([*given, ""]))
     trigger = dataset.trigger.strip()
     captions = dict.fromkeys(item.caption for item in dataset.items)
     word = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)" if trigger else r"(?!)")
@@ -37,9 +39,13 @@ def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
 
 
 def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:
-    """The prompt of every prior picture: each prompt in turn, 8 to 48 pictures in all."""
-    count = min(MOST, max(LEAST, len(prompts))) if prompts else 0
-    return tuple(prompts[i % len(prompts)] for i in range(count))
+    """The prompt of every prior picture: each in turn, one in eight the empty one, 8 to 48 in all."""
+    named = [prompt for prompt in prompts if prompt]
+    if not named:
+        return ("",) * LEAST
+    count = min(MOST, max(LEAST, -(-len(named) * EMPTY_EVERY // (EMPTY_EVERY - 1))))
+    turns = itertools.cycle(named)
+    return tuple("" if i % EMPTY_EVERY == EMPTY_EVERY - 1 else next(turns) for i in range(count))
 
 
 def sample_priors(
@@ -71,5 +77,5 @@ def sample_priors(
     )
     latents = preview.sample_latents(trained, encoded, settings, vae, size, poll)
     width, height = size
-    pictures = [Picture(latent, size, (height, width), (0, 0)) for latent in latents]
+    pictures = [Picture(one[None], size, (height, width), ((0, 0),)) for one in latents]
     return list(zip(pictures, prompts, strict=True))

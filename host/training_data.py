@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..trainers.data import Dataset, fit, size_for
+from ..trainers.data import Dataset, random_crop, size_for
 from . import autoencoder
 from .conditioning import Conditioner, Encoded, ItemCond
 
@@ -17,18 +17,18 @@ KEPT_INPUTS = 128  # each holds a text encoding: 0.6 MB for SDXL, 8 MB for Flux
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An encoded picture: its latent ``[C, h, w]`` fp32 on the CPU, and sizes in pixels."""
+    """An encoded picture: latents ``[K, C, h, w]`` fp32 on the CPU of its K crops, and sizes in pixels."""
 
-    latent: torch.Tensor
+    latents: torch.Tensor
     size: tuple[int, int]
     original: tuple[int, int]
-    crop: tuple[int, int]
+    crops: tuple[tuple[int, int], ...]
 
 
 def encode_pictures(
     dataset: Dataset, vae: Any, model: Any, poll: Callable[[], None] = lambda: None
 ) -> tuple[Picture, ...]:
-    """Decode, fit to buckets and encode every picture of a dataset.
+    """Decode, fit to buckets and encode every picture of a dataset, each of its crops.
 
     Args:
         dataset: What to encode.
@@ -41,13 +41,14 @@ def encode_pictures(
         ValueError: The VAE is of another family.
     """
     pictures = []
-    for item in dataset.items:
+    for index, item in enumerate(dataset.items):
         poll()
-        fitted = fit(item.read(), size_for(*item.measure(), dataset.resolution))
-        latent = autoencoder.encode(vae, model, fitted.pixels[None])[0]
-        height, width = fitted.pixels.shape[:2]
+        pixels, size = item.read(), size_for(*item.measure(), dataset.resolution)
+        fitted = [random_crop(pixels, size, index, crop) for crop in range(dataset.crops)]
+        latents = [autoencoder.encode(vae, model, one.pixels[None]) for one in fitted]
+        crops = tuple(one.crop for one in fitted)
         with torch.inference_mode(False):
-            pictures.append(Picture(latent.clone(), (width, height), fitted.original, fitted.crop))
+            pictures.append(Picture(torch.cat(latents).clone(), size, fitted[0].original, crops))
     return tuple(pictures)
 
 
@@ -70,41 +71,47 @@ class TrainingData:
         conditioner: Conditioner,
         device: torch.device,
     ) -> None:
-        self.buckets = [tuple(picture.latent.shape) for picture, _ in pictures]
+        self.buckets = [tuple(picture.latents.shape[1:]) for picture, _ in pictures]
         self.priors = len(priors)
         self._pictures = [*pictures, *priors]
         self._first_prior = len(pictures)
         self._texts, self._conditioner, self._device = texts, conditioner, device
-        self._known: OrderedDict[int, ItemCond] = OrderedDict()
+        self._known: OrderedDict[tuple[int, int], ItemCond] = OrderedDict()
 
-    def latents(self, items: Sequence[int]) -> torch.Tensor:
-        """Clean latents ``[B, C, h, w]`` fp32 on the device."""
-        return torch.stack([self._pictures[i][0].latent for i in items]).to(self._device)
+    def latents(self, items: Sequence[int], draws: Sequence[float]) -> torch.Tensor:
+        """Clean latents ``[B, C, h, w]`` fp32 on the device, each of the crop that its draw chooses."""
+        chosen = zip(items, self._crops(items, draws), strict=True)
+        return torch.stack([self._pictures[i][0].latents[k] for i, k in chosen]).to(self._device)
 
-    def cond(self, items: Sequence[int]) -> Any:
-        """Model inputs of the pictures with their captions."""
-        return self._conditioner.batch([self._input(i) for i in items])
+    def cond(self, items: Sequence[int], draws: Sequence[float]) -> Any:
+        """Model inputs of the pictures with their captions and the sizes of the chosen crops."""
+        chosen = zip(items, self._crops(items, draws), strict=True)
+        return self._conditioner.batch([self._input(i, k) for i, k in chosen])
 
     def prior_latents(self, priors: Sequence[int]) -> torch.Tensor:
         """Latents of the base model's pictures, as ``latents``."""
-        return self.latents([self._first_prior + i for i in priors])
+        return self.latents([self._first_prior + i for i in priors], [0.0] * len(priors))
 
     def prior_cond(self, priors: Sequence[int]) -> Any:
         """Model inputs of the base model's pictures with their prompts."""
-        return self.cond([self._first_prior + i for i in priors])
+        return self.cond([self._first_prior + i for i in priors], [0.0] * len(priors))
 
-    def _input(self, index: int) -> ItemCond:
-        if index not in self._known:
+    def _crops(self, items: Sequence[int], draws: Sequence[float]) -> list[int]:
+        counts = [len(self._pictures[i][0].crops) for i in items]
+        return [int(draw * count) for draw, count in zip(draws, counts, strict=True)]
+
+    def _input(self, index: int, crop: int) -> ItemCond:
+        if (index, crop) not in self._known:
             while len(self._known) >= KEPT_INPUTS:
                 self._known.popitem(last=False)
             picture, text = self._pictures[index]
             width, height = picture.size
-            self._known[index] = self._conditioner.per_item(
+            self._known[index, crop] = self._conditioner.per_item(
                 self._texts[text],
                 width=width,
                 height=height,
                 original=picture.original,
-                crop=picture.crop,
-                latent_shape=tuple(picture.latent.shape),
+                crop=picture.crops[crop],
+                latent_shape=tuple(picture.latents.shape[1:]),
             )
-        return self._known[index]
+        return self._known[index, crop]

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..host import graph
 from ..trainers.data import Dataset, Item, describe, folder_fingerprint, read_folder, rgb_pixels
-from .schema import GraftDataset, choice, output, schema, socket, switch, text, whole
+from .schema import GraftDataset, choice, field, output, schema, socket, switch, text, whole
 
 _TRIGGER = "The word or words that name the concept, as the captions have them; saved in the LoRA's metadata."
 _RESOLUTION = (
@@ -43,6 +43,7 @@ class LoadImages(io.ComfyNode):
                 text("trigger", _TRIGGER),
                 switch("recursive", "Also read the folders inside this folder.", False),
                 whole("resolution", _RESOLUTION, 1024, min=64, max=8192, step=64),
+                field(Dataset, "crops"),
             ],
             outputs=[
                 output(GraftDataset, "DATASET", "Pictures with captions, for a training node."),
@@ -68,6 +69,7 @@ class LoadImages(io.ComfyNode):
         trigger: str,
         recursive: bool | None,
         resolution: int,
+        crops: int,
     ) -> str:
         if folder is None:  # it comes over a link, and changes with what is behind that
             return ""
@@ -75,10 +77,16 @@ class LoadImages(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, folder: str, caption: str, trigger: str, recursive: bool, resolution: int
+        cls,
+        folder: str,
+        caption: str,
+        trigger: str,
+        recursive: bool,
+        resolution: int,
+        crops: int,
     ) -> io.NodeOutput:
         items, warnings = read_folder(graph.picture_folder(folder), caption, recursive)
-        dataset = Dataset(items, trigger.strip(), resolution, source=folder, warnings=warnings)
+        dataset = Dataset(items, trigger.strip(), resolution, folder, warnings, crops)
         return io.NodeOutput(dataset, describe(dataset))
 
 
@@ -107,6 +115,7 @@ class ImagesToDataset(io.ComfyNode):
                 ),
                 text("trigger", _TRIGGER),
                 whole("resolution", _RESOLUTION, 1024, min=64, max=8192, step=64),
+                field(Dataset, "crops"),
             ],
             outputs=[
                 output(GraftDataset, "DATASET", "Pictures with captions, for a training node."),
@@ -116,14 +125,19 @@ class ImagesToDataset(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: list[Any], captions: list[str], trigger: list[str], resolution: list[int]
+        cls,
+        images: list[Any],
+        captions: list[str],
+        trigger: list[str],
+        resolution: list[int],
+        crops: list[int],
     ) -> io.NodeOutput:
         pictures = [picture for batch in images for picture in rgb_pixels(batch)]
         texts = captions_for(len(pictures), captions)
         items = tuple(
             Item(one, pixels=picture) for one, picture in zip(texts, pictures, strict=True)
         )
-        dataset = Dataset(items, trigger[0].strip(), resolution[0], source="the graph")
+        dataset = Dataset(items, trigger[0].strip(), resolution[0], "the graph", crops=crops[0])
         return io.NodeOutput(dataset, describe(dataset))
 
 

@@ -36,11 +36,14 @@ class Data(Protocol):
     def priors(self) -> int:
         """How many pictures of the base model there are to stay close to."""
 
-    def latents(self, items: Sequence[int]) -> torch.Tensor:
-        """Clean latents ``[B, ...]`` fp32 on the training device."""
+    def latents(self, items: Sequence[int], draws: Sequence[float]) -> torch.Tensor:
+        """Clean latents ``[B, ...]`` fp32 on the training device.
 
-    def cond(self, items: Sequence[int]) -> Any:
-        """What the denoiser is conditioned on for these pictures."""
+        A draw in [0, 1) for each picture chooses among what it has several of, its crops, say.
+        """
+
+    def cond(self, items: Sequence[int], draws: Sequence[float]) -> Any:
+        """What the denoiser is conditioned on for these pictures and draws."""
 
     def prior_latents(self, priors: Sequence[int]) -> torch.Tensor:
         """What the base model makes of prior prompts (numbers below ``priors``), as ``latents``."""
@@ -186,9 +189,10 @@ class Loop:
 
     def _losses(self, items: list[int], slots: Sequence[int]) -> Iterator[torch.Tensor]:
         """The loss of each sample ``[B]`` and, where the base is preserved, of a prior in its place."""
-        clean = self.data.latents(items)
+        draws = random.uniform(self.plan.seed, self.step, slots, "variant").tolist()
+        clean = self.data.latents(items, draws)
         sigma, x = self._noised(clean, slots)
-        cond = self.data.cond(items)
+        cond = self.data.cond(items, draws)
         yield self.objective.sample_loss(self.denoiser, x, sigma, cond, clean)
         if self.objective.preserve > 0 and self.data.priors > 0:
             yield self.objective.preserve * self._prior_loss(slots)

@@ -58,13 +58,13 @@ def found(images: torch.Tensor, prompts: Prompts) -> dict[str, float]:
     return {kind: float(share) for kind, share in shares.items()}
 
 
-def recipe(**changes: Any) -> dict[str, Any]:
-    """The widgets of the training node in the shipped workflow, and changes of them."""
-    from graft.nodes.recipes import TrainLora
+def shipped(node: Any) -> dict[str, Any]:
+    """The widgets of a node, given by its class, as the shipped workflow has them."""
     from tests.host.workflow import load, widget_values
 
-    node = next(n for n in load(WORKFLOW)["nodes"] if n["type"] == "GraftTrainLora")
-    return widget_values(node, TrainLora.GET_NODE_INFO_V1()) | changes
+    info = node.GET_NODE_INFO_V1()
+    (found,) = (n for n in load(WORKFLOW)["nodes"] if n["type"] == info["name"])
+    return widget_values(found, info)
 
 
 def train(wires: Sequence[Any], **changes: Any) -> Any:
@@ -86,9 +86,9 @@ def train(wires: Sequence[Any], **changes: Any) -> Any:
     held = SimpleNamespace(unique_id="1", prompt={}, extra_pnginfo={})
     node = type("TrainLora", (TrainLora,), {"hidden": held})
     with torch.inference_mode():
-        data = LoadImages.execute("graft-examples/shape", "", WORD, False, 64).args[0]
+        data = LoadImages.execute(**shipped(LoadImages)).args[0]
         sockets = {"model": model, "clip": clip, "vae": vae, "dataset": data}
-        return node.execute(**sockets, **recipe(**changes)).args
+        return node.execute(**sockets, **(shipped(TrainLora) | changes)).args
 
 
 def learned(

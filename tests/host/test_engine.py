@@ -395,9 +395,21 @@ def test_priors_are_captions_without_the_trigger_as_a_word():
     captions = ["a sks dog", "a man asks", "sks, a cat", "a dog"]
     data = Dataset(tuple(Item(text, pixels=pixels) for text in captions), trigger="sks")
     assert prior_prompts(data, ()) == (", a cat", "")
-    assert prior_prompts(data, ("x", "x", "y")) == ("x", "y")
+    assert prior_prompts(data, ("x", "x", "y")) == ("x", "y", "")
     bare = Dataset(data.items, trigger="")
     assert prior_prompts(bare, ()) == ("",)
+
+
+@pytest.mark.parametrize(("named", "count"), [(1, 8), (7, 8), (8, 10), (40, 46), (500, 48)])
+def test_one_prior_in_eight_is_the_empty_prompt_that_guidance_compares_with(named, count):
+    from graft.host.priors import prior_list
+
+    prompts = [f"prompt {i}" for i in range(named)]
+    made = prior_list([*prompts, ""])
+    assert len(made) == count
+    assert made.count("") == count // 8
+    assert list(dict.fromkeys(filter(None, made))) == prompts[: count - count // 8]
+    assert prior_list([""]) == ("",) * 8
 
 
 def test_a_plain_fp8_model_trains_and_is_delivered(wires, output):

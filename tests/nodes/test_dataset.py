@@ -27,13 +27,13 @@ def folder(comfy):
 def load(folder="cats/tabby", caption="a cat", trigger="zorb", recursive=False, resolution=64):
     from graft.nodes.dataset import LoadImages
 
-    return LoadImages.execute(folder, caption, trigger, recursive, resolution).args
+    return LoadImages.execute(folder, caption, trigger, recursive, resolution, 1).args
 
 
 def images_to_dataset(images, captions, trigger=" zorb "):
     from graft.nodes.dataset import ImagesToDataset
 
-    return ImagesToDataset.execute(images, captions, [trigger], [64]).args
+    return ImagesToDataset.execute(images, captions, [trigger], [64], [1]).args
 
 
 def test_a_folder_is_loaded_with_its_captions(folder):
@@ -59,7 +59,7 @@ def test_the_fingerprint_follows_the_files(folder):
     from graft.nodes.dataset import LoadImages
 
     def fingerprint():
-        return LoadImages.fingerprint_inputs("cats/tabby", "a", "", False, 64)
+        return LoadImages.fingerprint_inputs("cats/tabby", "a", "", False, 64, 1)
 
     before = fingerprint()
     assert fingerprint() == before

@@ -68,10 +68,10 @@ class ToyData:
         self.priors = priors
         self.clean = torch.randn(count, 4, 6, 6, generator=generator)
 
-    def latents(self, items):
+    def latents(self, items, draws=()):
         return self.clean[list(items)]
 
-    def cond(self, items):
+    def cond(self, items, draws=()):
         return torch.tensor([0.1 * i for i in items])
 
     def prior_latents(self, priors):

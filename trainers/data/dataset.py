@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...registry import check_limits, option
 from .buckets import size_for
 from .images import MIN_PX, image_size, read_image
 
@@ -108,9 +109,10 @@ class Dataset:
         resolution: Side of the square whose area no trained picture exceeds, in pixels.
         source: Where they came from, for people only.
         warnings: What was odd about them, for people only.
+        crops: Crops of each picture that are trained on: the whole one, and random ones beyond the first.
 
     Raises:
-        ValueError: There are no items, or the resolution is too small.
+        ValueError: There are no items, the resolution is too small, or crops are out of range.
     """
 
     items: tuple[Item, ...]
@@ -118,6 +120,13 @@ class Dataset:
     resolution: int = 1024
     source: str = ""
     warnings: tuple[str, ...] = ()
+    crops: int = option(
+        1,
+        "Crops of each picture that are trained on: 1 is the whole picture, more add random crops of 75 to 100 % of "
+        "its width and height. For few pictures, where the place of things is not what is to be learned.",
+        min=1,
+        max=64,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "items", tuple(self.items))
@@ -129,6 +138,8 @@ class Dataset:
                 f"resolution is {self.resolution} px, the least is {MIN_PX}: "
                 "use what the model was made for, 1024 for SDXL or 512 for SD 1.5"
             )
+
+        check_limits(self)
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -145,7 +156,8 @@ class Dataset:
         Raises:
             OSError: A file cannot be read.
         """
-        parts = [b"graft dataset 1", self.trigger.encode(), str(self.resolution).encode()]
+        settings = (self.trigger, str(self.resolution), str(self.crops))
+        parts = [b"graft dataset 2", *(text.encode() for text in settings)]
         for item in self.items:
             parts += [item.picture_digest().encode(), item.caption.encode()]
         return _sha(*parts)
@@ -166,7 +178,8 @@ def describe(dataset: Dataset) -> str:
     names = [item.name or f"image {n}" for n, item in enumerate(dataset.items, 1)]
     source = f' from "{dataset.source}"' if dataset.source else ""
     images = _count(len(dataset), "image")
-    lines = [f"{images}{source}, resolution {dataset.resolution}", "buckets:"]
+    crops = f", {dataset.crops} crops of each" if dataset.crops > 1 else ""
+    lines = [f"{images}{source}, resolution {dataset.resolution}{crops}", "buckets:"]
     buckets = Counter(size_for(*item.measure(), dataset.resolution) for item in dataset.items)
     for (width, height), count in sorted(buckets.items(), key=lambda pair: (-pair[1], pair[0])):
         lines.append(f"  {width:>5} x {height:<5} {_count(count, 'image')}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Buckets: the size against brute force, the scaling against Pillow, the conditioning by hand."""
 
+import itertools
 import random
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from graft.trainers.data.buckets import fit, size_for, step_for
+from graft.trainers.data.buckets import fit, random_crop, size_for, step_for
 from graft.trainers.data.images import image_size, read_image
 
 
@@ -218,3 +219,36 @@ def test_real_photographs(name):
     with Image.open(path) as image:
         scaled = np.asarray(image.resize((576, 384), Image.Resampling.BICUBIC))
     assert np.abs(fitted.pixels.numpy() - scaled / 255).mean() <= 0.5 / 255
+
+
+def ramp(height, width):
+    """A picture whose first two channels are the place of a pixel's centre, down and right, in 0..1."""
+    down = (torch.arange(height) + 0.5) / height
+    right = (torch.arange(width) + 0.5) / width
+    return torch.stack([*torch.meshgrid(down, right, indexing="ij"), torch.zeros(height, width)], 2)
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_random_crop_shows_what_its_coordinates_say(number):
+    """In the scaled picture the pixel (i, j) of the crop is at (top + i, left + j): the ramp has its place there."""
+    fitted = random_crop(ramp(128, 256), (96, 64), 5, number)
+    (top, left), (height, width) = fitted.crop, (64, 96)
+    slope = float(fitted.pixels[48, 48, 0] - fitted.pixels[16, 48, 0]) / 32
+    scaled = 1 / slope  # height of the scaled picture in pixels
+    middle = fitted.pixels[32, 48]
+    assert float(middle[0]) == pytest.approx((top + 32.5) / scaled, abs=0.01)
+    assert float(middle[1]) == pytest.approx((left + 48.5) / (2 * scaled), abs=0.01)
+    assert 64 - 1 <= scaled <= 64 / 0.75 + 1
+    assert 0 <= top <= scaled - height + 1 and 0 <= left <= 2 * scaled - width + 1
+    assert fitted.original == (128, 256) and fitted.target == (height, width)
+
+
+def test_random_crops_are_the_same_ones_each_time_and_differ_from_each_other():
+    pixels = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
+    crops = [random_crop(pixels, (64, 64), 0, number) for number in range(8)]
+    assert torch.equal(crops[0].pixels, pixels) and crops[0].crop == (0, 0)
+    for one, other in itertools.combinations(crops, 2):
+        assert not torch.equal(one.pixels, other.pixels)
+    again = random_crop(pixels, (64, 64), 0, 3)
+    assert torch.equal(again.pixels, crops[3].pixels) and again.crop == crops[3].crop
+    assert not torch.equal(random_crop(pixels, (64, 64), 1, 3).pixels, crops[3].pixels)
