@@ -47,7 +47,7 @@ def graft(
         for i, caption in enumerate(captions)
     }
     encoded = [
-        Picture(model.model.process_latent_in(latent), size, size[::-1], (0, 0))
+        Picture(model.model.process_latent_in(latent[None]), size, size[::-1], ((0, 0),))
         for latent in pictures.latents
     ]
     marks: list[float] = []

@@ -450,10 +450,10 @@ def test_preservation_holds_on_to_pictures_of_the_base(wires, output, monkeypatc
     monkeypatch.setattr(engine, "sample_priors", lambda *args: made.append(real(*args)) or made[-1])
     whole = train(wires, steps=2, preserve=1.0)
     assert len(made[0]) == 8
-    assert made[0][0][0].latent.shape == (4, 8, 8)
+    assert made[0][0][0].latents.shape == (1, 4, 8, 8)
     assert {text for _, text in made[0]} == {"a thing", ""}
     train(wires, steps=1, objective=Objective(preserve=1.0, preserve_prompts=("a cat",)))
-    assert {text for _, text in made[1]} == {"a cat"}
+    assert {text for _, text in made[1]} == {"a cat", ""}
     head = train(wires, steps=1, preserve=1.0, plan={"total_steps": 2})
     tail = train(wires, steps=1, preserve=1.0, plan={"total_steps": 2}, state=head.state)
     for key, value in whole.lora_model.items():

@@ -99,7 +99,7 @@ def test_shipped_concept_sets_are_what_the_script_makes(concept, tmp_path):
     make_concepts.write(concept, tmp_path)
     made = sorted(path.name for path in tmp_path.iterdir())
     shipped = sorted(path.name for path in (make_concepts.FOLDER / concept.name).iterdir())
-    assert made == shipped and len([name for name in made if name.endswith(".png")]) == 10
+    assert made == shipped and len([name for name in made if name.endswith(".png")]) == 12
     for name in made:
         shipped_bytes = (make_concepts.FOLDER / concept.name / name).read_bytes()
         if name.endswith(".txt"):
