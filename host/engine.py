@@ -122,7 +122,8 @@ class _Run:
                 given = (request.vae, commonest_size(pictures), request.plan.seed, begin)
                 priors = sample_priors(trained, prior_texts, texts, *given)
             captioned = list(zip(pictures, captions, strict=True))
-            data = TrainingData(captioned, priors, texts, conditioner, trained.device)
+            preserve = request.objective.preserve
+            data = TrainingData(captioned, priors, texts, conditioner, trained.device, preserve)
             attached = Attached(
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
             )

@@ -2,13 +2,15 @@
 """The dataset as the loop reads it: latents and model inputs of every picture, encoded once, in memory."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..trainers.data import Dataset, random_crop, size_for
+from ..trainers.data.batch import Batch
+from ..trainers.random import Draws
 from . import autoencoder
 from .conditioning import Conditioner, Encoded, ItemCond
 
@@ -61,6 +63,7 @@ class TrainingData:
         texts: Encoded texts by text.
         conditioner: Makes model inputs.
         device: Where latents go.
+        preserve: Weight of staying like the base model on the priors.
     """
 
     def __init__(
@@ -70,31 +73,28 @@ class TrainingData:
         texts: dict[str, Encoded],
         conditioner: Conditioner,
         device: torch.device,
+        preserve: float = 0.0,
     ) -> None:
         self.buckets = [tuple(picture.latents.shape[1:]) for picture, _ in pictures]
         self.priors = len(priors)
         self._pictures = [*pictures, *priors]
-        self._first_prior = len(pictures)
+        self._first_prior, self._preserve = len(pictures), preserve
         self._texts, self._conditioner, self._device = texts, conditioner, device
         self._known: OrderedDict[tuple[int, int], ItemCond] = OrderedDict()
 
-    def latents(self, items: Sequence[int], draws: Sequence[float]) -> torch.Tensor:
-        """Clean latents ``[B, C, h, w]`` fp32 on the device, each of the crop that its draw chooses."""
-        chosen = zip(items, self._crops(items, draws), strict=True)
-        return torch.stack([self._pictures[i][0].latents[k] for i, k in chosen]).to(self._device)
+    def batches(self, items: Sequence[int], draws: Draws) -> Iterator[Batch]:
+        """The pictures, each in the crop that its draw chooses, then pictures of the base model."""
+        yield self._batch(items, draws.uniform("variant").tolist())
+        if self._preserve > 0 and self.priors > 0:
+            drawn = (draws.uniform("prior") * self.priors).long() + self._first_prior
+            batch = self._batch(drawn.tolist(), [0.0] * len(drawn))
+            yield replace(batch, weight=self._preserve, keeps_base=True, use="prior")
 
-    def cond(self, items: Sequence[int], draws: Sequence[float]) -> Any:
-        """Model inputs of the pictures with their captions and the sizes of the chosen crops."""
-        chosen = zip(items, self._crops(items, draws), strict=True)
-        return self._conditioner.batch([self._input(i, k) for i, k in chosen])
-
-    def prior_latents(self, priors: Sequence[int]) -> torch.Tensor:
-        """Latents of the base model's pictures, as ``latents``."""
-        return self.latents([self._first_prior + i for i in priors], [0.0] * len(priors))
-
-    def prior_cond(self, priors: Sequence[int]) -> Any:
-        """Model inputs of the base model's pictures with their prompts."""
-        return self.cond([self._first_prior + i for i in priors], [0.0] * len(priors))
+    def _batch(self, items: Sequence[int], draws: Sequence[float]) -> Batch:
+        chosen = list(zip(items, self._crops(items, draws), strict=True))
+        latents = torch.stack([self._pictures[i][0].latents[k] for i, k in chosen])
+        cond = self._conditioner.batch([self._input(i, k) for i, k in chosen])
+        return Batch(latents.to(self._device), cond)
 
     def _crops(self, items: Sequence[int], draws: Sequence[float]) -> list[int]:
         counts = [len(self._pictures[i][0].crops) for i in items]

@@ -10,18 +10,19 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 
-from . import random
+from .data.batch import Batch
 from .data.order import Order
 from .denoiser import Denoiser
 from .events import Progress, Sink
 from .objectives import Objective
 from .optimizers import Optimizer
 from .plan import Plan
+from .random import Draws
 from .state import State, optimizer_state, restore_optimizer
 
 
@@ -32,24 +33,11 @@ class Data(Protocol):
     def buckets(self) -> Sequence[Hashable]:
         """The bucket of each picture."""
 
-    @property
-    def priors(self) -> int:
-        """How many pictures of the base model there are to stay close to."""
+    def batches(self, items: Sequence[int], draws: Draws) -> Iterator[Batch]:
+        """What the slots with these pictures train on: the pictures, then what is to stay as it is.
 
-    def latents(self, items: Sequence[int], draws: Sequence[float]) -> torch.Tensor:
-        """Clean latents ``[B, ...]`` fp32 on the training device.
-
-        A draw in [0, 1) for each picture chooses among what it has several of, its crops, say.
+        Every choice among crops, captions and the like is one of ``draws``.
         """
-
-    def cond(self, items: Sequence[int], draws: Sequence[float]) -> Any:
-        """What the denoiser is conditioned on for these pictures and draws."""
-
-    def prior_latents(self, priors: Sequence[int]) -> torch.Tensor:
-        """What the base model makes of prior prompts (numbers below ``priors``), as ``latents``."""
-
-    def prior_cond(self, priors: Sequence[int]) -> Any:
-        """What the denoiser is conditioned on for these."""
 
 
 class Trained(Protocol):
@@ -188,35 +176,15 @@ class Loop:
         return total, stop
 
     def _losses(self, items: list[int], slots: Sequence[int]) -> Iterator[torch.Tensor]:
-        """The loss of each sample ``[B]`` and, where the base is preserved, of a prior in its place."""
-        draws = random.uniform(self.plan.seed, self.step, slots, "variant").tolist()
-        clean = self.data.latents(items, draws)
-        sigma, x = self._noised(clean, slots)
-        cond = self.data.cond(items, draws)
-        yield self.objective.sample_loss(self.denoiser, x, sigma, cond, clean)
-        if self.objective.preserve > 0 and self.data.priors > 0:
-            yield self.objective.preserve * self._prior_loss(slots)
-
-    def _prior_loss(self, slots: Sequence[int]) -> torch.Tensor:
-        """Distance from the base model on its own pictures ``[B]``."""
-        draws = random.uniform(self.plan.seed, self.step, slots, "prior")
-        priors = (draws * self.data.priors).long().tolist()
-        sigma, x = self._noised(self.data.prior_latents(priors), slots, "prior ")
-        cond = self.data.prior_cond(priors)
-        with torch.no_grad(), self.network.off():
-            base = self.denoiser(x, sigma, cond).float()
-        return self.objective.sample_loss(self.denoiser, x, sigma, cond, base)
-
-    def _noised(
-        self, clean: torch.Tensor, slots: Sequence[int], purpose: str = ""
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """sigma ``[B]`` and the noised latents ``[B, ...]`` of this step."""
-        seed, step = self.plan.seed, self.step
-        u = random.uniform(seed, step, slots, f"{purpose}sigma")
-        sigma = self.objective.noise.quantile(u, self.denoiser).to(clean.device)
-        sigma = self.denoiser.nearest(sigma)
-        noise = random.normal(clean.shape[1:], seed, step, slots, f"{purpose}noise")
-        return sigma, self.denoiser.add_noise(sigma, noise.to(clean.device), clean)
+        """The weighted loss of each sample ``[B]``, batch by batch."""
+        draws = Draws(self.plan.seed, self.step, slots, self.plan.effective_batch)
+        for batch in self.data.batches(items, draws):
+            noised = self.objective.noised(self.denoiser, batch.latents, draws.of(batch.use))
+            if batch.keeps_base:
+                with torch.no_grad(), self.network.off():
+                    base = self.denoiser(noised.x, noised.sigma, batch.cond)
+                noised = replace(noised, target=base.float())
+            yield batch.weight * self.objective.sample_loss(self.denoiser, noised, batch)
 
     def _update(self) -> float:
         """Clip, set the learning rate, step; returns the gradient's norm before clipping."""

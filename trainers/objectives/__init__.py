@@ -8,12 +8,14 @@ et al. 2022, eq. 8 and Table 1; arXiv 2206.00364).
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from ...registry import Registry, check_limits, option
+from ..data.batch import Batch
 from ..denoiser import Denoiser, c_out
+from ..random import Draws
 
 
 class NoiseLaw(Protocol):
@@ -48,6 +50,15 @@ WEIGHTS.discover(weights.__path__, weights.__name__)
 METRICS.discover(metrics.__path__, metrics.__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """Noise levels sigma ``[B]``, noised latents x ``[B, ...]``, and what D(x; sigma) should give."""
+
+    sigma: torch.Tensor
+    x: torch.Tensor
+    target: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Objective:
     """What is minimized. ``preserve`` weighs the distance from the base model on other prompts."""
@@ -66,17 +77,16 @@ class Objective:
     def __post_init__(self) -> None:
         check_limits(self)
 
-    def sample_loss(
-        self,
-        denoiser: Denoiser,
-        x: torch.Tensor,
-        sigma: torch.Tensor,
-        cond: Any,
-        target: torch.Tensor,
-    ) -> torch.Tensor:
-        """Loss of every sample ``[B]`` fp32 at the noised latents ``x`` ``[B, ...]``.
+    def noised(self, denoiser: Denoiser, clean: torch.Tensor, draws: Draws) -> Noised:
+        """Draw noise levels and noise for clean latents ``[B, ...]``."""
+        sigma = self.noise.quantile(draws.uniform("sigma"), denoiser).to(clean.device)
+        sigma = denoiser.nearest(sigma)
+        noise = draws.normal(clean.shape[1:]).to(clean.device)
+        return Noised(sigma, denoiser.add_noise(sigma, noise, clean), clean)
 
-        ``target`` is what D should give: the clean latents, or the base model's own D.
-        """
-        residual = (denoiser(x, sigma, cond).float() - target) / c_out(denoiser, sigma, x.ndim)
+    def sample_loss(self, denoiser: Denoiser, noised: Noised, batch: Batch) -> torch.Tensor:
+        """Loss of every sample ``[B]`` fp32, without the batch's own weight."""
+        x, sigma = noised.x, noised.sigma
+        error = denoiser(x, sigma, batch.cond).float() - noised.target
+        residual = error / c_out(denoiser, sigma, x.ndim)
         return self.metric(residual).flatten(1).mean(1) * self.weight(sigma, denoiser)

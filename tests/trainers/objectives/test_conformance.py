@@ -4,8 +4,9 @@
 import pytest
 import torch
 
+from graft.trainers.data.batch import Batch
 from graft.trainers.denoiser import c_out, c_skip
-from graft.trainers.objectives import METRICS, NOISE, WEIGHTS, Objective
+from graft.trainers.objectives import METRICS, NOISE, WEIGHTS, Noised, Objective
 from tests.trainers.toy import SIGMA_DATA, Toy
 
 FAMILIES = ("eps", "v", "flow", "edm")
@@ -55,7 +56,9 @@ def test_optimal_denoiser_of_gaussian_data_has_the_closed_form_loss(family):
             (gain * x - c_skip(toy, sigma) * x)
             / toy.combine(sigma, torch.ones(8, 1, 1, 1), torch.zeros(8, 1, 1, 1))
         )
-        loss = float(Objective().sample_loss(toy, x, sigma, None, clean).mean())
+        loss = float(
+            Objective().sample_loss(toy, Noised(sigma, x, clean), Batch(clean, None)).mean()
+        )
         expected = {
             "eps": s**2 / (s**2 + value**2),
             "v": s**2 * (1 + value**2) / (s**2 + value**2),
@@ -109,4 +112,5 @@ def test_a_perfect_denoiser_has_no_loss():
     clean = torch.randn(3, 4, 5, 5)
     toy = Toy("edm")
     toy.__class__ = type("Perfect", (Toy,), {"__call__": lambda self, x, sigma, cond: clean})
-    assert float(Objective().sample_loss(toy, clean, torch.ones(3), None, clean).sum()) == 0.0
+    noised = Noised(torch.ones(3), clean, clean)
+    assert float(Objective().sample_loss(toy, noised, Batch(clean, None)).sum()) == 0.0
