@@ -15,13 +15,14 @@ import torch
 
 from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
-from ..trainers.events import Ended, Sample, Saved, Started, Warned
-from ..trainers.loop import Diverged, Loop
+from ..trainers.events import Ended, Sample, Started, Warned
+from ..trainers.loop import Loop
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import comparison, graph, identity, paths, plots, preview, result, runs
 from .conditioning import Conditioner, encode_texts, family_check
+from .keeper import Keeper
 from .priors import prior_list, prior_prompts, sample_priors
 from .progress import RunSink
 from .request import Request, check, check_state
@@ -81,6 +82,7 @@ class _Run:
             done + request.plan.steps,
             workflow_id=request.workflow_id,
         )
+        self.keeper = Keeper(request, self.name, self.run, self.model, self.dataset, self.sink)
         self.images: torch.Tensor | None = None
         self.shown: comparison.Shown | None = None
         self.loop: Loop
@@ -211,7 +213,7 @@ class _Run:
 
         def after(step: int) -> None:
             if runs.wants_save(self.run):
-                self._save_on_request(step)
+                self.keeper.save_on_request(self.loop)
             if settings is not None and settings.due(step, self.loop.end):
                 self._preview(step, trained, prompts, settings, size)
 
@@ -233,63 +235,11 @@ class _Run:
             text = f"The preview after step {step} failed ({error}); training goes on."
             self.sink(Warned(text))
 
-    def _adapter(self, name: str) -> AdapterFile:
-        """What is trained so far, as a value: no clock, path or counter is in it."""
-        request, tensors = self.request, self.loop.network.tensors()
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise Diverged("The trained weights are not finite numbers. Lower the learning rate.")
-        facts = {
-            "steps": self.loop.step,
-            "seed": request.plan.seed,
-            "effective_batch": request.plan.effective_batch,
-            "network": repr(request.network),
-            "objective": repr(request.objective),
-            "optimizer": repr(request.optimizer),
-            "dataset": self.dataset,
-            "model": self.model,
-            "pictures": len(request.dataset.items),
-        }
-        metadata = result.lora_metadata(
-            tensors,
-            request.model,
-            title=self.name,
-            trigger=request.dataset.trigger,
-            resolution=request.dataset.resolution,
-            facts=facts,
-        )
-        return AdapterFile(tensors, metadata, name)
-
-    def _save_so_far(self, name: str) -> str:
-        path = result.save_lora(paths.loras_folder() / f"{name}.safetensors", self._adapter(name))
-        where = paths.relative_to_output(path)
-        self.sink(Saved(self.loop.step, where))
-        return where
-
-    def _save_on_request(self, step: int) -> None:
-        try:
-            self._save_so_far(f"{self.name}_step{step:06}")
-        except Exception as error:  # noqa: BLE001 - training goes on
-            _log.exception("The LoRA after step %d could not be saved", step)
-            self.sink(Warned(f"The LoRA after step {step} could not be saved: {error}"))
-
-    def _write(self, adapter: AdapterFile) -> tuple[result.Report | None, str]:
-        """Write and check the file; a full disk must not cost what is in memory."""
-        try:
-            path = paths.run_folder(self.run) / f"{self.name}.safetensors"
-            path = result.save_lora(path, adapter)
-        except OSError as error:
-            text = f"NOT on disk ({error}): make room and save it with Save LoRA"
-            self.sink(Warned(f"The LoRA is {text}."))
-            return None, text
-        where = paths.relative_to_output(path)
-        self.sink(Saved(self.loop.step, where))
-        return result.self_check(path, self.request.model), f"kept in output/{where}"
-
     def _deliver(self, is_whole: bool) -> Outcome:
         loop, request = self.loop, self.request
         self.facts["free memory after (GiB)"] = free_memory()
-        adapter = self._adapter(self.name)
-        report, where = self._write(adapter)
+        adapter = self.keeper.adapter(loop, self.name)
+        report, where = self.keeper.save_result(loop, adapter)
         model, applied = result.apply(request.model, adapter.tensors)
         report = report or applied
         if not report.complete:
@@ -339,19 +289,13 @@ class _Run:
 
     def _keep(self, error: BaseException) -> None:
         """Save what was learned before the run ended badly, and say so."""
-        state, text = "interrupted" if is_interrupt(error) else "error", str(error)
+        text = str(error)
         begun = self.request.state.step if self.request.state else 0
         if self.is_ready and self.loop.step > begun:
-            try:
-                where = self._save_so_far(f"{self.name}_step{self.loop.step:06}")
-                kept = f"The LoRA after {self.loop.step} steps is kept in output/{where}."
-            except Exception as failure:  # noqa: BLE001 - must not hide what ended the run
-                _log.exception("The LoRA after %d steps could not be saved", self.loop.step)
-                kept = f"The LoRA after {self.loop.step} steps could NOT be saved: {failure}"
-            text = f"{text} {kept}".strip()
+            text = f"{text} {self.keeper.rescue(self.loop)}".strip()
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (text,)  # the type stays: the host looks at it
-        self.sink(Ended(state, text))
+        self.sink(Ended("interrupted" if is_interrupt(error) else "error", text))
 
 
 def _checkpoints(plan: Plan, trained: Trainee) -> bool:
