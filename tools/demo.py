@@ -30,7 +30,7 @@ from graft.tools import pictures  # noqa: E402
 from tests.host.server import ComfyServer, ExecutionError, PromptRejected, ServerError  # noqa: E402
 
 OUT = inprocess.ROOT / "out" / "demo"
-OTHERS = 16
+OTHERS = 48
 BAR, WIDTH = 0.70, 30
 WHEN = ("before", "after")
 
