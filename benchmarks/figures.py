@@ -174,14 +174,17 @@ def write_readme(path: Path) -> int:
             for row, bound in measurement.bounds.items():
                 said = "ok" if keeps(values[row], bound) else "**SHORT**"
                 rows.append(f"| {row} | {number(values[row])} | {bound} | {said} |")
-    text = path.read_text(encoding="utf-8")
-    head, rest = text.split(START)
-    tail = rest.split(END)[1]
-    block = "\n".join(rows)
-    path.write_text(f"{head}{START}\n{block}\n{END}{tail}", encoding="utf-8")
+    text = between(path.read_text(encoding="utf-8"), START, END, "\n".join(rows))
+    path.write_text(text, encoding="utf-8")
     if unknown:
         print(f"not measured for the present files: {', '.join(unknown)}", file=sys.stderr)
     return 0
+
+
+def between(text: str, start: str, end: str, block: str) -> str:
+    """The text with what is between two marks replaced; each mark occurs once."""
+    head, rest = text.split(start)
+    return f"{head}{start}\n{block}\n{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":
