@@ -52,6 +52,33 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"Unknown {kind} '{name}'.{hint} Known: {', '.join(known)}."
 
 
+def options_of(settings: type) -> dict[str, "dataclasses.Field[Any]"]:
+    """The fields of a dataclass that an option string may set: those with a tooltip."""
+    return {field.name: field for field in dataclasses.fields(settings) if field.metadata}
+
+
+def parse_options(settings: type, name: str, options: str) -> dict[str, Any]:
+    """Values for the fields of a dataclass from a string such as ``"gamma=5, p_mean=-1.2"``.
+
+    Args:
+        settings: The dataclass.
+        name: What it is called in messages.
+        options: ``name=value`` pairs with commas or new lines between them.
+
+    Raises:
+        ValueError: Unknown option (near names are listed) or a malformed value.
+    """
+    fields, chosen = options_of(settings), {}
+    for part in filter(None, (part.strip() for part in re.split(r"[,\n]", options))):
+        key, separator, text = (piece.strip() for piece in part.partition("="))
+        if not separator:
+            raise ValueError(f"Option '{part}' of {name} must read name=value.")
+        if key not in fields:
+            raise ValueError(unknown(f"option of {name}", key, fields))
+        chosen[key] = _convert(fields[key], text)
+    return chosen
+
+
 class Registry(Generic[T]):
     """Frozen dataclasses of one family, by name."""
 
@@ -109,14 +136,7 @@ class Registry(Generic[T]):
         cls = self.get(name)
         fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
         chosen = {key: value for key, value in values.items() if key in fields}
-        for part in filter(None, (part.strip() for part in re.split(r"[,\n]", options))):
-            key, separator, text = (piece.strip() for piece in part.partition("="))
-            if not separator:
-                raise ValueError(f"Option '{part}' of {name} must read name=value.")
-            if key not in fields:
-                raise ValueError(unknown(f"option of {name}", key, fields))
-            chosen[key] = _convert(fields[key], text)
-        return cls(**chosen)
+        return cls(**{**chosen, **parse_options(cls, name, options)})
 
     def discover(self, path: Iterable[str], package: str) -> None:
         """Import every module of a package, so that its members register themselves."""

@@ -195,7 +195,7 @@ class _Run:
             "device": str(trained.device),
         }
         self.sink(Started(loop.end, loop.step, dict(self.facts)))
-        for text in self.notes:
+        for text in [*self.notes, *loop.optimizer.notes(loop.parameters)]:
             self.sink(Warned(text))
         if loop.end > loop.total:
             text = f"The plan ends at step {loop.total}; the last learning rate holds after it."
@@ -225,7 +225,8 @@ class _Run:
         request = self.request
         given = {"size": size, "sampler": request.sampler, "sigmas": request.sigmas}
         try:
-            self.images = preview.sample(trained, prompts, settings, request.vae, **given)
+            with self.loop.averaged():  # as MODEL out will be
+                self.images = preview.sample(trained, prompts, settings, request.vae, **given)
             self.shown = comparison.Shown(step, prompts, settings, given, self.images[0])
             self.sink(Sample(step, preview.save_samples(self.images, self.run, step)))
         except Exception as error:
@@ -240,6 +241,7 @@ class _Run:
         self.facts["free memory after (GiB)"] = free_memory()
         adapter = self.keeper.adapter(loop, self.name)
         report, where = self.keeper.save_result(loop, adapter)
+        where += self.keeper.save_raw(loop)
         model, applied = result.apply(request.model, adapter.tensors)
         report = report or applied
         if not report.complete:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of a run as values and files: what is trained so far, at the end, and when something fails."""
 
+import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -35,13 +36,20 @@ class Keeper:
     dataset: str
     sink: Sink
 
-    def adapter(self, loop: Loop, name: str) -> AdapterFile:
+    def adapter(self, loop: Loop, name: str, is_raw: bool = False) -> AdapterFile:
         """What is trained so far, as a value: no clock, path or counter is in it.
+
+        Args:
+            loop: The run.
+            name: Of the LoRA.
+            is_raw: The weights as the last step left them, where the result is their average.
 
         Raises:
             Diverged: The weights are not finite.
         """
-        request, tensors = self.request, loop.network.tensors()
+        request = self.request
+        with contextlib.nullcontext() if is_raw else loop.averaged():
+            tensors = loop.network.tensors()
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise Diverged("The trained weights are not finite numbers. Lower the learning rate.")
         facts = {
@@ -55,6 +63,9 @@ class Keeper:
             "model": self.model,
             "pictures": len(request.dataset.items),
         }
+        if request.optimizer.ema_decay:
+            weights = "raw" if is_raw else "ema"
+            facts |= {"ema_decay": request.optimizer.ema_decay, "weights": weights}
         metadata = result.lora_metadata(
             tensors,
             request.model,
@@ -89,6 +100,29 @@ class Keeper:
         where = paths.relative_to_output(path)
         self.sink(Saved(loop.step, where))
         return result.self_check(path, self.request.model), f"kept in output/{where}"
+
+    def save_raw(self, loop: Loop) -> str:
+        """Write the last weights beside the result, where that is their moving average.
+
+        Returns:
+            A line for the report that names both, empty without an average.
+        """
+        decay = self.request.optimizer.ema_decay
+        if not decay:
+            return ""
+        name = f"{self.name}_raw"
+        about = (
+            f"\nMODEL out and {self.name} are the average of decay {decay:g}; the last weights are "
+        )
+        try:
+            path = paths.run_folder(self.run) / f"{name}.safetensors"
+            path = result.save_lora(path, self.adapter(loop, name, is_raw=True))
+        except OSError as error:
+            self.sink(Warned(f"The last weights are NOT on disk ({error})."))
+            return f"{about}NOT on disk ({error})"
+        where = paths.relative_to_output(path)
+        self.sink(Saved(loop.step, where))
+        return f"{about}in output/{where}"
 
     def rescue(self, loop: Loop) -> str:
         """Save what was learned when a run ends badly; a sentence on what became of it."""

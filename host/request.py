@@ -57,6 +57,7 @@ def check(request: Request) -> None:
         raise ValueError(
             f"batch_size is {batch} but the dataset has {count} pictures; lower batch_size or add pictures."
         )
+    request.optimizer.check(request.model.load_device)
     refuse_untrainable(request.model)
     autoencoder.check_family(request.vae, request.model)
     network = request.model.model.diffusion_model

@@ -23,7 +23,8 @@ from .objectives import Objective
 from .optimizers import Optimizer
 from .plan import Plan
 from .random import Draws
-from .state import State, optimizer_state, restore_optimizer
+from .state import State
+from .stepping import Stepper
 
 
 class Data(Protocol):
@@ -88,7 +89,7 @@ class Loop:
                 "lower batch_size or add pictures."
             )
         self.parameters = dict(self.network.parameters())
-        self.algorithm = self.optimizer.algorithm.build(list(self.parameters.values()))
+        self.stepper = Stepper(self.optimizer, self.parameters)
         self.order = Order(self.data.buckets, self.plan.effective_batch, self.plan.seed)
         self.total = self.plan.total_steps or self.plan.steps
         self.end = self.plan.steps
@@ -107,7 +108,7 @@ class Loop:
                 f"The state was trained with seed {state.seed}, not {self.plan.seed}; use the same seed."
             )
         self.network.load(state.adapter)
-        restore_optimizer(self.algorithm, self.parameters, state.optimizer)
+        self.stepper.load(state)
         self.step, self.losses = state.step, list(state.losses)
         self.end = self.step + self.plan.steps
         self.total = self.plan.total_steps or max(state.total_steps, state.step + self.plan.steps)
@@ -119,9 +120,13 @@ class Loop:
             total_steps=self.total,
             seed=self.plan.seed,
             adapter=dict(self.network.tensors()),
-            optimizer=optimizer_state(self.algorithm, self.parameters),
             losses=tuple(self.losses),
+            **self.stepper.state(),
         )
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The network holds what the run hands out inside the block: an average, where one is kept."""
+        return self.stepper.averaged()
 
     def run(self) -> bool:
         """Train ``plan.steps`` steps.
@@ -147,7 +152,7 @@ class Loop:
                     self.step,
                     self.end,
                     loss,
-                    self.optimizer.lr(self.step - 1, self.total),
+                    self.stepper.lr(self.step - 1, self.total),
                     norm,
                     seconds,
                 )
@@ -159,7 +164,7 @@ class Loop:
 
     def _accumulate(self) -> tuple[float, bool]:
         """Gradients of one effective batch; returns its loss."""
-        self.algorithm.zero_grad(set_to_none=True)
+        self.stepper.algorithm.zero_grad(set_to_none=True)
         items = self.order.indices(self.step)
         total, stop = 0.0, False
         for slots in _micro_batches(len(items), self.plan.batch_size):
@@ -187,22 +192,21 @@ class Loop:
             yield batch.weight * self.objective.sample_loss(self.denoiser, noised, batch)
 
     def _update(self) -> float:
-        """Clip, set the learning rate, step; returns the gradient's norm before clipping."""
-        untouched = [name for name, p in self.parameters.items() if p.grad is None]
+        """Set the learning rates, clip, step; returns the gradient's norm before clipping."""
+        moving = self.stepper.begin(self.step, self.total)
+        untouched = [name for name, p in moving.items() if p.grad is None]
         if untouched:
             raise RuntimeError(
-                f"{len(untouched)} of {len(self.parameters)} trained tensors got no gradient "
+                f"{len(untouched)} of {len(moving)} trained tensors got no gradient "
                 f"({', '.join(untouched[:3])} ...): the model does not use these layers; leave them out of blocks."
             )
         limit = self.plan.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), limit))
+        norm = float(torch.nn.utils.clip_grad_norm_(list(moving.values()), limit))
         if not math.isfinite(norm):
             raise Diverged(
                 f"The gradient is {norm} at step {self.step + 1}. Lower the learning rate, or train in fp32."
             )
-        for group in self.algorithm.param_groups:
-            group["lr"] = self.optimizer.lr(self.step, self.total)
-        self.algorithm.step()
+        self.stepper.step()
         return norm
 
 

@@ -17,10 +17,21 @@ from graft.trainers.plan import Plan
 from tests.trainers.toy import Toy, ToyData, ToyNetwork
 
 
-def make(steps=6, batch=2, accumulate=2, preserve=0.5, lr=1e-2, seed=3, rank=2, data=None, **plan):
+def make(
+    steps=6,
+    batch=2,
+    accumulate=2,
+    preserve=0.5,
+    lr=1e-2,
+    seed=3,
+    rank=2,
+    data=None,
+    optimizer=None,
+    **plan,
+):
     network = ToyNetwork()
     attached = Attached(network, LoRA(rank=rank, blocks="all"), seed)
-    optimizer = Optimizer(AdamW(lr=lr), Cosine(warmup=1))
+    optimizer = optimizer or Optimizer(AdamW(lr=lr), Cosine(warmup=1))
     settings = Plan(steps=steps, batch_size=batch, accumulate=accumulate, seed=seed, **plan)
     return Loop(
         Toy("eps", network),
