@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .record import Row
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -14,7 +16,8 @@ class State:
 
     Since every draw is keyed by seed and step, seed and step are all of the random state.
     ``adapter`` has the tensors as files name them; ``optimizer`` is per parameter name; ``model`` is
-    the digest of what it was trained on, ``settings`` what it was trained with.
+    the digest of what it was trained on, ``settings`` what it was trained with. ``record`` has the noise
+    levels and losses of the pictures of every step.
     """
 
     step: int
@@ -25,6 +28,7 @@ class State:
     losses: tuple[float, ...] = ()
     model: str = ""
     settings: str = ""
+    record: tuple[Row, ...] = ()
 
 
 def optimizer_state(
