@@ -12,7 +12,7 @@ import math
 import pkgutil
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -50,6 +50,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return f"Unknown {kind} '{name}'.{hint} Known: {', '.join(known)}."
+
+
+def settable(settings: Any) -> "dict[str, dataclasses.Field[Any]]":
+    """The fields of a dataclass that a value or a text can set, by name."""
+    fields = dataclasses.fields(settings)
+    return {f.name: f for f in fields if isinstance(f.default, bool | int | float | str)}
 
 
 class Registry(Generic[T]):
@@ -107,7 +113,7 @@ class Registry(Generic[T]):
             ValueError: Unknown name, unknown option (near names are listed) or a malformed value.
         """
         cls = self.get(name)
-        fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
+        fields = settable(cls)
         chosen = {key: value for key, value in values.items() if key in fields}
         for part in filter(None, (part.strip() for part in re.split(r"[,\n]", options))):
             key, separator, text = (piece.strip() for piece in part.partition("="))

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is attached, what is minimized, and how it is stepped: values for the sockets of Train."""
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..adapters import NETWORKS
 from ..adapters.lora import LoRA
-from ..registry import Registry, unknown
-from ..trainers.objectives import METRICS, NOISE, WEIGHTS, Objective
+from ..registry import Registry, settable, unknown
+from ..trainers.objectives import METRICS, NOISE, NOISINGS, OBJECTIVES, WEIGHTS, Objective
 from ..trainers.optimizers import OPTIMIZERS, SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.optimizers.schedules.constant import Constant
@@ -106,7 +107,16 @@ class ObjectiveNode(io.ComfyNode):
                 text(
                     "options",
                     _OPTIONS
-                    + " Where two parts have the same name, put noise., weight. or metric. before it.",
+                    + " Where two parts have the same name, put noise., weight., metric. or noising. before it.",
+                    advanced=True,
+                ),
+                choice(
+                    "noising",
+                    "What noise is added. gaussian: the model's own. offset: also moves whole channels, for dark and "
+                    "bright pictures. pyramid: also noises large shapes.",
+                    NOISINGS.names(),
+                    "gaussian",
+                    optional=True,
                     advanced=True,
                 ),
             ],
@@ -122,15 +132,20 @@ class ObjectiveNode(io.ComfyNode):
         preserve: float,
         preserve_prompts: str,
         options: str,
+        noising: str = "gaussian",
     ) -> io.NodeOutput:
         parts: Parts = {
             "noise": (NOISE, noise),
             "weight": (WEIGHTS, weight),
             "metric": (METRICS, metric),
+            "noising": (NOISINGS, noising),
+            "objective": (OBJECTIVES, "objective"),
         }
-        prompts = lines(preserve_prompts)
-        built = parse_parts(parts, options)
-        return io.NodeOutput(Objective(**built, preserve=preserve, preserve_prompts=prompts))
+        built = parse_parts(parts, options, preserve=preserve)
+        whole = built.pop("objective")
+        return io.NodeOutput(
+            replace(whole, **built, preserve_prompts=lines(preserve_prompts)),
+        )
 
 
 class OptimizerNode(io.ComfyNode):
@@ -193,8 +208,7 @@ def parse_parts(parts: Parts, options: str, **values: Any) -> dict[str, Any]:
         ValueError: No part has an option, or several have it.
     """
     fields = {
-        prefix: set(getattr(registry.get(name), "__dataclass_fields__", ()))
-        for prefix, (registry, name) in parts.items()
+        prefix: set(settable(registry.get(name))) for prefix, (registry, name) in parts.items()
     }
     shares: dict[str, list[str]] = {prefix: [] for prefix in parts}
     for option in filter(None, (part.strip() for part in options.replace("\n", ",").split(","))):
