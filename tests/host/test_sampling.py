@@ -100,7 +100,7 @@ def test_every_law_that_goes_with_a_model_stays_in_its_levels(family):
 
 
 def test_zero_terminal_is_the_hosts_own_table():
-    """The v model with the rescaled table equals the host's own zero-terminal model: SNR 0, sigma 4518.76 at the end."""
+    """The v model with the rescaled table equals the host's zero-terminal model; its last sigma is 4518.76."""
     plain = tiny.model("sdxl_v")
     made, wanted = of_model(zero_terminal(plain)), of_model(tiny.model("sdxl_zsnr"))
     torch.testing.assert_close(made.sigmas, wanted.sigmas, rtol=1e-4, atol=0)

@@ -13,7 +13,7 @@ import torch
 
 from ...registry import Registry, check_limits, option
 from ..data.batch import Batch
-from ..denoiser import Denoiser, c_out, c_skip
+from ..denoiser import Denoiser, Preconditioning, c_out, c_skip
 from ..random import Draws
 from . import levels
 from .parts import METRICS, NOISE, NOISINGS, WEIGHTS, Metric, NoiseLaw, Noising, Weight
@@ -78,7 +78,7 @@ class Objective:
     def __post_init__(self) -> None:
         check_limits(self)
 
-    def levels(self, u: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:
+    def levels(self, u: torch.Tensor, denoiser: Preconditioning) -> torch.Tensor:
         """Noise levels ``[B]`` on the CPU for uniform ``u`` ``[B]``, before they snap to a table."""
         return levels.quantile(self.noise, u, denoiser, self.sigma_min, self.sigma_max)
 
