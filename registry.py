@@ -12,10 +12,11 @@ import math
 import pkgutil
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_SCALARS = (bool, int, float, str)
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -53,8 +54,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def options_of(settings: type) -> dict[str, "dataclasses.Field[Any]"]:
-    """The fields of a dataclass that an option string may set: those with a tooltip."""
-    return {field.name: field for field in dataclasses.fields(settings) if field.metadata}
+    """The fields of a dataclass that a value or an option string can set, by name."""
+    fields = dataclasses.fields(settings)
+    return {f.name: f for f in fields if f.metadata and isinstance(f.default, _SCALARS)}
 
 
 def parse_options(settings: type, name: str, options: str) -> dict[str, Any]:
@@ -134,7 +136,7 @@ class Registry(Generic[T]):
             ValueError: Unknown name, unknown option (near names are listed) or a malformed value.
         """
         cls = self.get(name)
-        fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
+        fields = options_of(cls)
         chosen = {key: value for key, value in values.items() if key in fields}
         return cls(**{**chosen, **parse_options(cls, name, options)})
 

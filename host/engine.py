@@ -20,7 +20,7 @@ from ..trainers.loop import Loop
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
-from . import comparison, graph, identity, paths, plots, preview, result, runs
+from . import comparison, graph, identity, paths, plots, preview, result, runs, sampling
 from .conditioning import Conditioner, encode_texts, family_check
 from .keeper import Keeper
 from .priors import prior_list, prior_prompts, sample_priors
@@ -41,7 +41,7 @@ class Outcome:
     clip: Any
     lora_model: dict[str, torch.Tensor]
     state: State
-    loss_map: dict[str, list[float]]
+    loss_map: dict[str, list[Any]]
     images: torch.Tensor
     adapter: AdapterFile
     report: str
@@ -66,6 +66,8 @@ class _Run:
         self.request = request
         self.name = paths.lora_name(request.name)
         check(request)
+        if request.objective.zero_terminal:  # trained with, and part of MODEL out
+            request = self.request = replace(request, model=sampling.zero_terminal(request.model))
         self.model = identity.model_digest(request.model)
         self.dataset = request.dataset.digest()
         self.notes = list(request.dataset.warnings)
@@ -255,7 +257,7 @@ class _Run:
             clip=request.clip,
             lora_model=result.lora_state_dict(adapter),
             state=replace(loop.state(), model=self.model, settings=request.settings),
-            loss_map={"loss": list(loop.losses)},
+            loss_map={"loss": list(loop.losses), **loop.record.columns()},
             images=images,
             adapter=adapter,
             report=self._report([report.text, *compared], where),

@@ -35,7 +35,7 @@ def loss_plot(
 
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)
-    font = _font(max(11, height // 26))
+    font = make_font(max(11, height // 26))
     box = (int(width * 0.11), int(height * 0.12), int(width * 0.97), int(height * 0.86))
     last = max(len(losses), 2)
     known = [loss for loss in losses if math.isfinite(loss)]
@@ -51,11 +51,11 @@ def loss_plot(
     smooth = smoothed(losses)
     _curve(draw, losses, place, RAW, 1)
     _curve(draw, smooth, place, SMOOTH, 2)
-    _write(draw, (box[0], box[1] // 2), title, INK, font, "lm")
+    write(draw, (box[0], box[1] // 2), title, INK, font, "lm")
     if known:
         end = next(value for value in reversed(smooth) if math.isfinite(value))
         said = f"last {losses[-1]:.4f}   smoothed {end:.4f}"
-        _write(draw, (box[2], box[1] // 2), said, SMOOTH, font, "rm")
+        write(draw, (box[2], box[1] // 2), said, SMOOTH, font, "rm")
     pixels = np.asarray(picture, dtype=np.float32) / 255.0
     with torch.inference_mode(False):
         return torch.from_numpy(pixels.copy())[None]
@@ -90,13 +90,13 @@ def _axes(
     for tick in y_ticks:
         y = place(x_ticks[0], tick)[1]
         draw.line([(box[0], y), (box[2], y)], fill=GRID)
-        _write(draw, (box[0] - 6, y), _label(tick, y_ticks), MUTED, font, "rm")
+        write(draw, (box[0] - 6, y), label(tick, y_ticks), MUTED, font, "rm")
     for tick in x_ticks:
         x = place(tick, low)[0]
         draw.line([(x, box[3]), (x, box[3] + 4)], fill=MUTED)
-        _write(draw, (x, box[3] + 7), f"{tick:.0f}", MUTED, font, "ma")
+        write(draw, (x, box[3] + 7), f"{tick:.0f}", MUTED, font, "ma")
     draw.line([(box[0], box[1]), (box[0], box[3]), (box[2], box[3])], fill=INK)
-    _write(draw, (box[2], box[3] + 22), "step", MUTED, font, "ra")
+    write(draw, (box[2], box[3] + 22), "step", MUTED, font, "ra")
 
 
 def _range(known: list[float]) -> tuple[float, float]:
@@ -108,7 +108,8 @@ def _range(known: list[float]) -> tuple[float, float]:
     return low, top if top > low else low + 1.0
 
 
-def _label(tick: float, all_ticks: list[float]) -> str:
+def label(tick: float, all_ticks: list[float]) -> str:
+    """A tick's text, with as many decimals as tell it from its neighbours."""
     step = all_ticks[1] - all_ticks[0]
     largest = max(abs(t) for t in all_ticks)
     if largest >= 1e5 or largest < 1e-4:
@@ -130,9 +131,8 @@ def _curve(draw: Any, values: Sequence[float], place: Any, color: Any, width: in
         run = []
 
 
-def _write(
-    draw: Any, at: tuple[float, float], text: str, fill: Any, font: Any, anchor: str
-) -> None:
+def write(draw: Any, at: tuple[float, float], text: str, fill: Any, font: Any, anchor: str) -> None:
+    """Write a text at an anchor of Pillow's."""
     try:
         draw.text(at, text, fill=fill, font=font, anchor=anchor)
     except ValueError:  # a bitmap font has no anchors
@@ -141,7 +141,8 @@ def _write(
         draw.text((at[0] - left, at[1] - top), text, fill=fill, font=font)
 
 
-def _font(size: int) -> Any:
+def make_font(size: int) -> Any:
+    """Pillow's own font, near ``size`` pixels high."""
     from PIL import ImageFont
 
     try:

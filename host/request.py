@@ -8,11 +8,12 @@ from ..adapters import NETWORKS, Network
 from ..adapters.targets import targets
 from ..trainers.data import Dataset
 from ..trainers.objectives import Objective
+from ..trainers.objectives.check import check as check_objective
 from ..trainers.optimizers import Optimizer
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
-from . import autoencoder, preview
+from . import autoencoder, preview, sampling
 from .trainee import refuse_untrainable
 
 
@@ -59,6 +60,8 @@ def check(request: Request) -> None:
         )
     request.optimizer.check(request.model.load_device)
     refuse_untrainable(request.model)
+    wired = sampling.of_model(request.model)
+    check_objective(request.objective, wired, request.plan.effective_batch)
     autoencoder.check_family(request.vae, request.model)
     network = request.model.model.diffusion_model
     for name in targets(network, request.network.blocks):

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..adapters import NETWORKS
 from ..adapters.lora import LoRA
 from ..registry import Registry, options_of, parse_options, unknown
-from ..trainers.objectives import METRICS, NOISE, WEIGHTS, Objective
+from ..trainers.objectives import METRICS, NOISE, NOISINGS, WEIGHTS, Objective
 from ..trainers.optimizers import OPTIMIZERS, SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.optimizers.schedules.constant import Constant
@@ -108,7 +108,16 @@ class ObjectiveNode(io.ComfyNode):
                 text(
                     "options",
                     _OPTIONS
-                    + " Where two parts have the same name, put noise., weight. or metric. before it.",
+                    + " Where two parts have the same name, put noise., weight., metric. or noising. before it.",
+                    advanced=True,
+                ),
+                choice(
+                    "noising",
+                    "What noise is added. gaussian: the model's own. offset: also moves whole channels, for dark and "
+                    "bright pictures. pyramid: also noises large shapes.",
+                    NOISINGS.names(),
+                    "gaussian",
+                    optional=True,
                     advanced=True,
                 ),
             ],
@@ -124,15 +133,17 @@ class ObjectiveNode(io.ComfyNode):
         preserve: float,
         preserve_prompts: str,
         options: str,
+        noising: str = "gaussian",
     ) -> io.NodeOutput:
         parts: Parts = {
             "noise": (NOISE, noise),
             "weight": (WEIGHTS, weight),
             "metric": (METRICS, metric),
+            "noising": (NOISINGS, noising),
         }
-        prompts = lines(preserve_prompts)
-        built = parse_parts(parts, options)
-        return io.NodeOutput(Objective(**built, preserve=preserve, preserve_prompts=prompts))
+        built = parse_parts(parts, options, Objective)
+        own = {"preserve": preserve, **built.pop("settings")}
+        return io.NodeOutput(Objective(**built, preserve_prompts=lines(preserve_prompts), **own))
 
 
 class OptimizerNode(io.ComfyNode):
@@ -204,8 +215,7 @@ def parse_parts(
         ValueError: No part has an option, or several have it.
     """
     fields = {
-        prefix: set(getattr(registry.get(name), "__dataclass_fields__", ()))
-        for prefix, (registry, name) in parts.items()
+        prefix: set(options_of(registry.get(name))) for prefix, (registry, name) in parts.items()
     }
     if settings is not None:
         fields["settings"] = set(options_of(settings))

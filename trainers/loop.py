@@ -23,6 +23,7 @@ from .objectives import Objective
 from .optimizers import Optimizer
 from .plan import Plan
 from .random import Draws
+from .record import Record
 from .state import State
 from .stepping import Stepper
 
@@ -81,6 +82,7 @@ class Loop:
     after: Callable[[int], None] = lambda step: None
     step: int = field(default=0, init=False)
     losses: list[float] = field(default_factory=list, init=False)
+    record: Record = field(default_factory=Record, init=False)
 
     def __post_init__(self) -> None:
         if self.plan.batch_size > len(self.data.buckets):
@@ -110,6 +112,7 @@ class Loop:
         self.network.load(state.adapter)
         self.stepper.load(state)
         self.step, self.losses = state.step, list(state.losses)
+        self.record = Record(state.record, state.step)
         self.end = self.step + self.plan.steps
         self.total = self.plan.total_steps or max(state.total_steps, state.step + self.plan.steps)
 
@@ -121,6 +124,7 @@ class Loop:
             seed=self.plan.seed,
             adapter=dict(self.network.tensors()),
             losses=tuple(self.losses),
+            record=tuple(self.record.rows),
             **self.stepper.state(),
         )
 
@@ -146,6 +150,7 @@ class Loop:
             norm = self._update()
             self.step += 1
             self.losses.append(loss)
+            self.record.end()
             seconds = time.perf_counter() - started
             self.sink(
                 Progress(
@@ -165,6 +170,7 @@ class Loop:
     def _accumulate(self) -> tuple[float, bool]:
         """Gradients of one effective batch; returns its loss."""
         self.stepper.algorithm.zero_grad(set_to_none=True)
+        self.record.begin()
         items = self.order.indices(self.step)
         total, stop = 0.0, False
         for slots in _micro_batches(len(items), self.plan.batch_size):
@@ -189,7 +195,10 @@ class Loop:
                 with torch.no_grad(), self.network.off():
                     base = self.denoiser(noised.x, noised.sigma, batch.cond)
                 noised = replace(noised, target=base.float())
-            yield batch.weight * self.objective.sample_loss(self.denoiser, noised, batch)
+            losses = self.objective.sample_loss(self.denoiser, noised, batch)
+            if not batch.keeps_base:
+                self.record.note(noised.sigma, losses)
+            yield batch.weight * losses
 
     def _update(self) -> float:
         """Set the learning rates, clip, step; returns the gradient's norm before clipping."""

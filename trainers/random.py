@@ -56,6 +56,12 @@ class Draws:
         """Uniform draws in [0, 1), ``[len(slots)]`` fp64 on the CPU."""
         return uniform(self.seed, self.step, self.slots, self.use + purpose)
 
+    def stratified(self, purpose: str) -> torch.Tensor:
+        """Uniform draws in [0, 1), one from each of ``batch`` equal parts of it, ``[len(slots)]`` fp64 on the CPU."""
+        turn = generator(self.seed, f"{self.use}{purpose} strata", self.step)
+        part = torch.randperm(self.batch, generator=turn)[list(self.slots)]
+        return ((part + self.uniform(purpose)) / self.batch).clamp(max=1 - 2.0**-53)
+
     def normal(self, shape: Sequence[int], purpose: str = "noise") -> torch.Tensor:
         """Standard normal noise, ``[len(slots), *shape]`` fp32 on the CPU."""
         return normal(shape, self.seed, self.step, self.slots, self.use + purpose)

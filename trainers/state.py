@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .record import Row
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -16,7 +18,8 @@ class State:
     ``adapter`` has the tensors as files name them; ``optimizer`` is per parameter name; ``model`` is
     the digest of what it was trained on, ``settings`` what it was trained with. ``groups`` are the
     running numbers of groups of parameters, for the optimizers named in ``algorithm`` that have such;
-    ``ema`` are the averaged weights per parameter name after ``ema_updates``, empty without them.
+    ``ema`` are the averaged weights per parameter name after ``ema_updates``, empty without them. ``record`` has the
+    noise levels and losses of the pictures of every step.
     """
 
     step: int
@@ -31,6 +34,7 @@ class State:
     groups: tuple[Mapping[str, Any], ...] = ()
     ema: Mapping[str, torch.Tensor] = field(default_factory=dict)
     ema_updates: int = 0
+    record: tuple[Row, ...] = ()
 
 
 def optimizer_state(

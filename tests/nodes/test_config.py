@@ -23,6 +23,45 @@ def test_the_objective_is_built_from_widgets():
     assert made == Objective(*parts, preserve=0.5, preserve_prompts=("a cat", "a dog"))
 
 
+def test_the_objective_takes_its_own_options_beside_those_of_its_parts():
+    from graft.nodes.config import ObjectiveNode
+    from graft.trainers.objectives import NOISINGS, Objective
+    from graft.trainers.objectives.metrics.huber import Huber
+    from graft.trainers.objectives.noise.log_normal import LogNormal
+    from graft.trainers.objectives.weights.soft_min_snr import SoftMinSNR
+
+    options = "p_mean=0.5, sigma_max=10, stratified=yes, delta=0.2, schedule=constant, gamma=3"
+    made = ObjectiveNode.execute(
+        "log-normal", "soft-min-snr", "huber", 0.5, "", options, "pyramid"
+    ).args[0]
+    assert made == Objective(
+        LogNormal(p_mean=0.5),
+        SoftMinSNR(3.0),
+        Huber(0.2, "constant"),
+        preserve=0.5,
+        noising=NOISINGS.get("pyramid")(),
+        sigma_max=10.0,
+        stratified=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("stratifed=yes", "Did you mean stratified"),
+        ("stratified=maybe", "not a valid bool"),
+        ("input_perturbation=-1", "between 0.0 and 10.0"),
+        ("noise=uniform", "Unknown option 'noise'"),
+        ("preserve_prompts=x", "Unknown option 'preserve_prompts'"),
+    ],
+)
+def test_a_wrong_option_of_the_objective_is_named(options, message):
+    from graft.nodes.config import ObjectiveNode
+
+    with pytest.raises(ValueError, match=message):
+        ObjectiveNode.execute("model", "one", "l2", 1.0, "", options)
+
+
 def test_the_optimizer_gives_each_option_to_the_part_that_has_it():
     from graft.nodes.config import OptimizerNode
     from graft.trainers.optimizers import Optimizer

@@ -32,6 +32,8 @@ class Toy:
         s = sigma.view(-1, *(1,) * (x.ndim - 1))
         if self.family in ("eps", "flow"):
             return x - s * output
+        if self.family == "x0":
+            return output + 0 * x
         data = 1.0 if self.family == "v" else SIGMA_DATA
         sign = -1 if self.family == "v" else 1
         skip = data**2 / (s**2 + data**2)
