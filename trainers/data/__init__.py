@@ -4,11 +4,12 @@
 from .buckets import Fitted, fit, random_crop, size_for, step_for
 from .captions import Captioning
 from .dataset import Dataset
-from .folder import folder_fingerprint, read_folder
+from .folder import class_names, read_folder
 from .framing import Framing, View
 from .images import EXTENSIONS, ImageError, check_image, image_size, read_image, rgb_pixels
 from .item import Item
 from .join import join
+from .listing import folder_fingerprint
 from .report import describe
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Item",
     "View",
     "check_image",
+    "class_names",
     "describe",
     "fit",
     "folder_fingerprint",
