@@ -10,7 +10,9 @@ from .images import EXTENSIONS, ImageError, check_image, image_size, read_image,
 from .item import Item
 from .join import join
 from .listing import folder_fingerprint
-from .report import describe
+from .report import describe, duplicates
+from .sheet import contact_sheet
+from .split import split
 
 __all__ = [
     "EXTENSIONS",
@@ -23,7 +25,9 @@ __all__ = [
     "View",
     "check_image",
     "class_names",
+    "contact_sheet",
     "describe",
+    "duplicates",
     "fit",
     "folder_fingerprint",
     "image_size",
@@ -33,5 +37,6 @@ __all__ = [
     "read_image",
     "rgb_pixels",
     "size_for",
+    "split",
     "step_for",
 ]
