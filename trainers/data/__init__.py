@@ -10,7 +10,8 @@ from .images import EXTENSIONS, ImageError, check_image, image_size, read_image,
 from .item import Item
 from .join import join
 from .listing import folder_fingerprint
-from .report import describe, duplicates
+from .masks import with_masks
+from .report import describe, duplicates, list_texts
 from .sheet import contact_sheet
 from .split import split
 
@@ -32,6 +33,7 @@ __all__ = [
     "folder_fingerprint",
     "image_size",
     "join",
+    "list_texts",
     "random_crop",
     "read_folder",
     "read_image",
@@ -39,4 +41,5 @@ __all__ = [
     "size_for",
     "split",
     "step_for",
+    "with_masks",
 ]

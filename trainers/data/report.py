@@ -40,6 +40,25 @@ def describe(dataset: Dataset) -> str:
     return "\n".join(lines)
 
 
+def list_texts(dataset: Dataset, count: int = 8) -> str:
+    """List the texts of the first pictures, for people.
+
+    Args:
+        dataset: Whose texts.
+        count: How many pictures.
+
+    Returns:
+        The name of each picture, and below it all texts that a step may draw.
+
+    Raises:
+        ValueError: A wildcard cannot be read.
+    """
+    lines = []
+    for index, name in enumerate(picture_names(dataset)[:count]):
+        lines += [f"{name}:", *(f"  {text or '(empty)'}" for text in dataset.texts(index))]
+    return "\n".join(lines)
+
+
 def picture_names(dataset: Dataset) -> list[str]:
     """What each picture is called: its file, or its number.
 

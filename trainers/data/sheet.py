@@ -62,7 +62,7 @@ def contact_sheet(
         y = top + place // columns * cell[1]
         fitted = dataset.view(index, view % dataset.views(index))
         _paste(sheet, draw, fitted, (x, y))
-        texts = [(names[index], INK), (_facts(dataset, index), MUTED)]
+        texts = [(names[index] + _label(dataset, index), INK), (_facts(dataset, index), MUTED)]
         caption = _wrapped(_captions(dataset, index), font)
         for line, (text, ink) in enumerate(texts + [(text, INK) for text in caption]):
             at = (x, y + SIDE_PX + 4 + line * LINE_PX)
@@ -82,10 +82,14 @@ def _facts(dataset: Dataset, index: int) -> str:
     facts = [f"{width} x {height}", f"x {item.repeats}"]
     if item.weight != 1:
         facts.append(f"weight {item.weight:g}")
-    if item.label is not None:
-        names = dataset.labels
-        facts.append(names[item.label] if item.label < len(names) else f"class {item.label}")
     return ", ".join(facts)
+
+
+def _label(dataset: Dataset, index: int) -> str:
+    label, names = dataset.items[index].label, dataset.labels
+    if label is None:
+        return ""
+    return f" ({names[label]})" if label < len(names) else f" (class {label})"
 
 
 def _captions(dataset: Dataset, index: int) -> str:
