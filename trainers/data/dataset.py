@@ -5,7 +5,7 @@ A dataset is either pictures with one way to treat them, or parts, each of which
 Everything about picture i is asked of the dataset, which asks the part.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...registry import check_limits, option
@@ -178,10 +178,28 @@ class Dataset:
             ImageError: A file cannot be read, or the mask is of another size.
             ValueError: There is no such view, or the framing has no size for the picture.
         """
+        return next(self.some_views(index, (number,)))
+
+    def some_views(self, index: int, numbers: Iterable[int]) -> Iterator[Fitted]:
+        """As `view`, of several views in turn; the files are decoded once.
+
+        Args:
+            index: Number of the picture.
+            numbers: Numbers of the views.
+
+        Yields:
+            The views, in their order.
+
+        Raises:
+            ImageError: A file cannot be read, or the mask is of another size.
+            ValueError: There is no such view, or the framing has no size for the picture.
+        """
         part, i = self.part(index)
-        item = part.items[i]
-        view = part.framing.view(self.size(index), i, number, part.crops)
-        return part.framing.fitted(item.read(), item.read_mask(), view)
+        size = self.size(index)
+        views = [part.framing.view(size, i, number, part.crops) for number in numbers]
+        pixels, mask = part.items[i].read(), part.items[i].read_mask()
+        for view in views:
+            yield part.framing.fitted(pixels, mask, view)
 
     def view_key(self, index: int, number: int) -> str:
         """Hash everything that `view` depends on beside the contents of the picture and of the mask.
