@@ -179,6 +179,24 @@ def test_a_mask_without_scaling_keeps_every_bit():
         fit(pixels, (64, 64), mask=mask[1:])
 
 
+def test_views_in_inference_mode_can_be_trained_on():
+    with torch.inference_mode():
+        item = Item("a", pixels=torch.rand(96, 64, 3), mask=torch.rand(96, 64))
+        dataset = Dataset([item], resolution=64, framing=Framing(outside=0.5, flip=True))
+        for view in (dataset.view(0, 0), dataset.view(0, 1)):
+            assert not view.pixels.is_inference() and not view.mask.is_inference()
+        assert not item.read_mask().is_inference()
+
+
+def test_a_mask_belongs_to_its_item():
+    mask = torch.rand(96, 64)
+    item = Item("a", pixels=torch.rand(96, 64, 3), mask=mask)
+    before, digest = mask.clone(), item.mask_digest()
+    mask.zero_()
+    item.read_mask().zero_()
+    assert torch.equal(item.read_mask(), before) and item.mask_digest() == digest
+
+
 def test_several_views_are_those_one_by_one(monkeypatch):
     item = Item("a", pixels=torch.rand(96, 64, 3), mask=torch.rand(96, 64))
     dataset = Dataset([item], resolution=64, crops=3, framing=Framing(flip=True))
