@@ -26,7 +26,7 @@ class Chart:
         curve: Heights of a curve over the bins' middles, on the right scale; nan is a gap.
         bar_name: What the bars are.
         curve_name: What the curve is.
-        above: Written above each bar.
+        above: Written over each bar, in one row above all of them.
         has_one_scale: Whether the curve is on the left scale, too.
     """
 
@@ -69,7 +69,7 @@ def draw_chart(chart: Chart, *, width: int = 640, height: int = 360) -> torch.Te
         y = _place_y(value, left, box)
         draw.rectangle([x0 + 1, min(y, box[3] - 1), max(x1 - 1, x0 + 1), box[3]], fill=RAW)
         if chart.above:
-            write(draw, ((x0 + x1) / 2, y - 2), chart.above[i], MUTED, small, "md")
+            write(draw, ((x0 + x1) / 2, box[1] - 3), chart.above[i], MUTED, small, "md")
     _curve(draw, chart, right, box)
     write(draw, (box[0], height * 0.06), chart.title, INK, font, "lm")
     write(draw, (box[0], height * 0.13), chart.bar_name, SMOOTH, font, "lm")

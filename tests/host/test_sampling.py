@@ -119,6 +119,34 @@ def test_zero_terminal_is_refused_or_left_alone():
         zero_terminal(tiny.model("sd3"))
 
 
+@pytest.mark.parametrize(
+    ("family", "choice", "message"),
+    [
+        ("sdxl_edm", {"weight": "min-snr"}, r"this MODEL \(EDM\): take soft-min-snr"),
+        ("sdxl", {"options": "zero_terminal=true"}, "connect a v-prediction model"),
+        ("sdxl", {"noise": "shifted"}, r"this MODEL \(eps-prediction\): its levels have no shift"),
+        ("sdxl", {"options": "sigma_min=50"}, "its levels run from 0.02917 to 14.61"),
+    ],
+)
+def test_a_conflict_is_refused_before_anything_is_encoded_or_written(
+    family, choice, message, tmp_path, monkeypatch
+):
+    import folder_paths
+
+    from graft.host import engine
+    from graft.nodes.config import ObjectiveNode
+    from tests.host.test_engine import request
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    monkeypatch.setattr(engine, "encode_pictures", None)
+    wires = {family: tiny.model(family), f"vae_{family}": tiny.vae(), f"clip_{family}": tiny.clip()}
+    given = {"noise": "model", "weight": "one", "metric": "l2", "options": ""} | choice
+    objective = ObjectiveNode.execute(**given, preserve=0.0, preserve_prompts="").args[0]
+    with pytest.raises(ValueError, match=message):
+        engine.train(request(wires, family, objective=objective))
+    assert not list(tmp_path.rglob("*.*"))
+
+
 def test_a_run_with_every_trick_trains_and_hands_its_table_on(tmp_path, monkeypatch):
     import dataclasses
 
