@@ -135,7 +135,7 @@ class ImagesToDataset(io.ComfyNode):
         pictures = [picture for batch in images for picture in rgb_pixels(batch)]
         texts = captions_for(len(pictures), captions)
         items = tuple(
-            Item(one, pixels=picture) for one, picture in zip(texts, pictures, strict=True)
+            Item((one,), pixels=picture) for one, picture in zip(texts, pictures, strict=True)
         )
         dataset = Dataset(items, trigger[0].strip(), resolution[0], "the graph", crops=crops[0])
         return io.NodeOutput(dataset, describe(dataset))

@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..adapters.lora import LoRA
-from ..trainers.data import Dataset, size_for
+from ..trainers.data import Dataset
 from ..trainers.data.order import Order
 from ..trainers.objectives import WEIGHTS, Objective
 from ..trainers.optimizers import SCHEDULES, Optimizer
@@ -157,7 +157,7 @@ def steps_for(
 ) -> int:
     """Optimizer steps of a length that is given in one of the units.
 
-    An epoch is what the loop takes for one: every picture once, where a batch never mixes sizes.
+    An epoch is what the loop takes for one: every picture as often as it is repeated, where a batch never mixes sizes.
 
     Args:
         amount: How many of the unit.
@@ -181,8 +181,9 @@ def steps_for(
     if unit == PER_IMAGE:
         return amount * len(dataset.items)
     if unit == EPOCHS:
-        sizes = [size_for(*item.measure(), dataset.resolution) for item in dataset.items]
-        return amount * Order(sizes, batch_size * accumulate, 0).steps_per_epoch
+        sizes = [dataset.size(index) for index in range(len(dataset))]
+        order = Order(sizes, batch_size * accumulate, 0, dataset.repeats)
+        return amount * order.steps_per_epoch
     raise ValueError(f"steps_unit is '{unit}'; it must be '{STEPS}', '{PER_IMAGE}' or '{EPOCHS}'.")
 
 

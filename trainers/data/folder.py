@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .dataset import Item
 from .images import EXTENSIONS, Checked, ImageError, check_image
+from .item import Item
 
 CAPTION_EXTENSIONS = (".txt",)
 
@@ -79,7 +79,7 @@ def read_folder(
     if problems:
         raise ValueError(_bad_files(root, problems))
     items = tuple(
-        Item(text, path=str(root / image), size=(check.width, check.height))
+        Item((text,), path=str(root / image), size=(check.width, check.height))
         for image, text, check in zip(listing.images, captions, checks, strict=True)
     )
     return items, (*notes, *_left_out(listing))

@@ -113,6 +113,28 @@ def read_image(path: str | Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
+@torch.inference_mode(False)
+def read_alpha(path: str | Path) -> Tensor | None:
+    """Decode how opaque a picture is.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Of the upright picture, fp32 ``[H, W]`` from 0 (transparent) to 1; None where the file has no
+        transparency.
+
+    Raises:
+        ImageError: The file is no picture, is damaged, too small or too large.
+    """
+    with _opened(Path(path)) as image:
+        image.load()
+        if not _has_alpha(image):
+            return None
+        alpha = _upright(_unit(image.convert("RGBA"))[:, :, 3], _orientation(image))
+    return torch.from_numpy(np.ascontiguousarray(alpha))
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return the width and height of the upright picture, from the file's header if possible.
 
@@ -238,11 +260,15 @@ def _rgb(image: Image.Image) -> np.ndarray:
     image.load()
     if image.mode == "CMYK":
         image = _from_cmyk(image)
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if _has_alpha(image):
         rgba = _unit(image.convert("RGBA"))
         alpha = rgba[:, :, 3:]
         return rgba[:, :, :3] * alpha + (1 - alpha)
     return _unit(image.convert("RGB"))
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
 def _unit(image: Image.Image) -> np.ndarray:

@@ -75,7 +75,7 @@ def test_values_are_frozen_and_hashable():
     for value, name in ((item, "caption"), (whole, "trigger")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, name, "other")
-    other = dataclasses.replace(item, caption="a dog")
+    other = dataclasses.replace(item, captions="a dog")
     assert other.caption == "a dog" and other.picture_digest() == item.picture_digest()
 
 
