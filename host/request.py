@@ -7,12 +7,13 @@ from typing import Any
 from ..adapters import NETWORKS, Network
 from ..adapters.targets import targets
 from ..trainers.data import Dataset
-from ..trainers.objectives import Objective
+from ..trainers.objectives import INSTANCES, Objective
 from ..trainers.optimizers import Optimizer
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import autoencoder, preview
+from .priors import BaseText
 from .trainee import refuse_untrainable
 
 
@@ -57,6 +58,8 @@ def check(request: Request) -> None:
         raise ValueError(
             f"batch_size is {batch} but the dataset has {count} pictures; lower batch_size or add pictures."
         )
+    if request.objective.preserve > 0 and request.objective.preserve_on == INSTANCES:
+        BaseText(request.dataset, request.objective)
     refuse_untrainable(request.model)
     autoencoder.check_family(request.vae, request.model)
     network = request.model.model.diffusion_model

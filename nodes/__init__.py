@@ -9,7 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..host import routes
 
-MODULES = ("mini", "dataset", "config", "preview", "train", "recipes", "save")
+MODULES = ("mini", "dataset", "class_images", "config", "preview", "train", "recipes", "save")
 _log = logging.getLogger(__name__)
 
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..adapters import NETWORKS
 from ..adapters.lora import LoRA
 from ..registry import Registry, unknown
-from ..trainers.objectives import METRICS, NOISE, WEIGHTS, Objective
+from ..trainers.objectives import METRICS, NOISE, SAMPLES, WEIGHTS, Objective
 from ..trainers.optimizers import OPTIMIZERS, SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.optimizers.schedules.constant import Constant
@@ -109,6 +109,8 @@ class ObjectiveNode(io.ComfyNode):
                     + " Where two parts have the same name, put noise., weight. or metric. before it.",
                     advanced=True,
                 ),
+                field(Objective, "preserve_on", optional=True),
+                field(Objective, "class_word", optional=True),
             ],
             outputs=[output(GraftObjectiveType, "OBJECTIVE", "For the objective socket of Train.")],
         )
@@ -122,6 +124,8 @@ class ObjectiveNode(io.ComfyNode):
         preserve: float,
         preserve_prompts: str,
         options: str,
+        preserve_on: str = SAMPLES,
+        class_word: str = "",
     ) -> io.NodeOutput:
         parts: Parts = {
             "noise": (NOISE, noise),
@@ -130,7 +134,13 @@ class ObjectiveNode(io.ComfyNode):
         }
         prompts = lines(preserve_prompts)
         built = parse_parts(parts, options)
-        return io.NodeOutput(Objective(**built, preserve=preserve, preserve_prompts=prompts))
+        stay = {
+            "preserve": preserve,
+            "preserve_prompts": prompts,
+            "preserve_on": preserve_on,
+            "class_word": class_word,
+        }
+        return io.NodeOutput(Objective(**(built | stay)))
 
 
 class OptimizerNode(io.ComfyNode):

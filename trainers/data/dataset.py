@@ -178,10 +178,27 @@ class Dataset:
             ImageError: A file cannot be read, or the mask is of another size.
             ValueError: There is no such view, or the framing has no size for the picture.
         """
+        return self.read_views(index, [number])[0]
+
+    def read_views(self, index: int, numbers: Sequence[int]) -> list[Fitted]:
+        """As `view`, for several views of a picture that is decoded once.
+
+        Args:
+            index: Number of the picture.
+            numbers: Numbers of the views.
+
+        Returns:
+            The views, in their order.
+
+        Raises:
+            ImageError: A file cannot be read, or the mask is of another size.
+            ValueError: There is no such view, or the framing has no size for the picture.
+        """
         part, i = self.part(index)
-        item = part.items[i]
-        view = part.framing.view(self.size(index), i, number, part.crops)
-        return part.framing.fitted(item.read(), item.read_mask(), view)
+        item, size = part.items[i], self.size(index)
+        views = [part.framing.view(size, i, number, part.crops) for number in numbers]
+        pixels, mask = item.read(), item.read_mask()
+        return [part.framing.fitted(pixels, mask, view) for view in views]
 
     def view_key(self, index: int, number: int) -> str:
         """Hash everything that `view` depends on beside the contents of the picture and of the mask.

@@ -39,6 +39,7 @@ class Metric(Protocol):
         """rho(r), elementwise, same shape."""
 
 
+SAMPLES, INSTANCES = "samples", "instances"
 NOISE: Registry[NoiseLaw] = Registry("noise law")
 WEIGHTS: Registry[Weight] = Registry("weight")
 METRICS: Registry[Metric] = Registry("metric")
@@ -73,6 +74,17 @@ class Objective:
         max=100.0,
     )
     preserve_prompts: tuple[str, ...] = ()
+    preserve_on: str = option(
+        SAMPLES,
+        "What preserve compares on. samples: pictures that the base model draws before the first step. instances: the "
+        "dataset's own noised pictures, with the trigger taken out of the caption; nothing is drawn.",
+        choices=(SAMPLES, INSTANCES),
+    )
+    class_word: str = option(
+        "",
+        "Takes the trigger's place in the captions that preserve_on instances compares with: dog for a sks dog. Empty "
+        "takes the trigger out.",
+    )
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -89,4 +101,5 @@ class Objective:
         x, sigma = noised.x, noised.sigma
         error = denoiser(x, sigma, batch.cond).float() - noised.target
         residual = error / c_out(denoiser, sigma, x.ndim)
-        return self.metric(residual).flatten(1).mean(1) * self.weight(sigma, denoiser)
+        loss = self.metric(residual).flatten(1).mean(1)
+        return loss if batch.plain else loss * self.weight(sigma, denoiser)
