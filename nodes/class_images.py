@@ -28,8 +28,8 @@ class ClassImages(io.ComfyNode):
                 socket(GraftDataset, "dataset", "The pictures of the concept."),
                 text(
                     "class_prompt",
-                    "What class images show: a photo of a dog. Missing ones are drawn with it; it is the caption of those "
-                    "that have none.",
+                    "What class images show: a photo of a dog. Missing ones are drawn with it, and it is the caption "
+                    "of those that have none.",
                     multiline=True,
                 ),
                 whole(
