@@ -15,6 +15,7 @@ from .tensor_files import BrokenFile, Entry, TensorFiles
 
 V = TypeVar("V")
 MEMORY_BYTES = 2**30
+ENTRY_BYTES = 2**11  # of Python's objects around the tensors of an entry
 _log = logging.getLogger(__name__)
 
 
@@ -122,7 +123,7 @@ class Cache:
         if kept is None:
             kept = self._whole(key, lambda files: files.read(key))
             if kept is not None:
-                self._recent.put(key, kept, kept.bytes)
+                self._recent.put(key, kept, kept.bytes + ENTRY_BYTES)
         return kept
 
     def put(self, key: str, entry: Entry) -> None:
@@ -135,7 +136,8 @@ class Cache:
         if self._files is not None and self._can_write:
             try:
                 self._files.write(key, entry)
-                self._recent.put(key, entry, entry.bytes)
+                # Small tensors that outlive an encoder's large ones keep the heap from ever shrinking.
+                self._recent.pop(key)
                 return
             except OSError as error:
                 self._can_write = False
