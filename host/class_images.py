@@ -24,7 +24,7 @@ STEPS, CFG = 20, 4.0
 
 @dataclass(frozen=True, eq=False)
 class Painter:
-    """What class images are drawn with.
+    """What class images are drawn with; without one of the wires nothing can be drawn.
 
     Attributes:
         model: The MODEL on the wire.
@@ -38,6 +38,11 @@ class Painter:
     vae: Any
     node_id: str | None = None
 
+    @property
+    def can_draw(self) -> bool:
+        """Whether all of them are connected."""
+        return None not in (self.model, self.clip, self.vae)
+
 
 def with_class_images(
     dataset: Dataset,
@@ -46,38 +51,36 @@ def with_class_images(
     name: str,
     given: Dataset | None = None,
     painter: Painter | None = None,
-) -> tuple[Dataset, str]:
+) -> Dataset:
     """The dataset with class images: those that are given, then those that the model draws.
 
     Args:
         dataset: The pictures of the concept.
         prompt: What is to be seen on class images; the caption of those that have none.
-        number: How many there have to be at least.
+        number: How many there have to be at least; 0 for those that are given.
         name: The folder of those that are drawn.
         given: Pictures of the class.
         painter: Draws what is missing.
-
-    Returns:
-        The dataset, and what was done.
 
     Raises:
         ValueError: There are too few and nothing to draw more with, or the prompt or the name cannot be used.
         OSError: A drawn picture cannot be written.
     """
     have = 0 if given is None else len(given)
+    number = max(number, 0 if have else 1)
     prompt = prompt.strip()
-    parts = [] if given is None else [given.map(lambda part: _captioned(part, prompt))]
+    parts = []
+    if given is not None:
+        parts.append(given.without_classes().map(lambda part: _captioned(part, prompt)))
     if have < number:
-        if painter is None:
+        if painter is None or not painter.can_draw:
             raise ValueError(
                 f"There are {have} class images, and number asks for {number}: connect model, clip and vae to have the "
                 f"missing {number - have} drawn, or connect more class images, or lower number."
             )
         items = _drawn(painter, prompt, number - have, name, dataset.resolution)
         parts.append(Dataset(items, resolution=dataset.resolution, source=f"class {name}"))
-    classes = parts[0] if len(parts) == 1 else join(parts)
-    said = f"{len(classes)} class images: {have} given, {len(classes) - have} drawn"
-    return replace(dataset, classes=classes), said
+    return replace(dataset, classes=parts[0] if len(parts) == 1 else join(parts))
 
 
 def _captioned(part: Dataset, prompt: str) -> Dataset:

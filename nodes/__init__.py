@@ -9,7 +9,17 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..host import routes
 
-MODULES = ("mini", "dataset", "class_images", "config", "preview", "train", "recipes", "save")
+MODULES = (
+    "mini",
+    "dataset",
+    "dataset_options",
+    "dataset_parts",
+    "config",
+    "preview",
+    "train",
+    "recipes",
+    "save",
+)
 _log = logging.getLogger(__name__)
 
 

@@ -51,8 +51,8 @@ def drawn(output, name="things"):
 
 def test_what_is_missing_is_drawn_kept_and_used_again(wires, output):
     state = torch.get_rng_state()
-    dataset, said = add(wires, 3)
-    assert said == "3 class images: 0 given, 3 drawn" and len(dataset.items) == 2
+    dataset = add(wires, 3)
+    assert len(dataset.items) == 2
     assert [item.captions for item in dataset.classes.items] == [("a thing",)] * 3
     files = drawn(output)
     assert len(files) == 4  # they are drawn four at a time
@@ -90,19 +90,20 @@ def test_another_prompt_or_model_draws_its_own(wires, output):
 
 
 def test_given_class_images_count_and_get_the_prompt_where_they_have_no_caption(wires, output):
-    from graft.host.class_images import with_class_images
+    from graft.host.class_images import Painter, with_class_images
 
     given = pictures(3, caption="", seed=4)
-    dataset, said = add(wires, 2, given=given, with_painter=False)
-    assert said == "3 class images: 3 given, 0 drawn" and not drawn(output)
+    dataset = add(wires, 2, given=given, with_painter=False)
+    assert len(dataset.classes) == 3 and not drawn(output)
     assert [item.caption for item in dataset.classes.items] == ["a thing"] * 3
-    dataset, said = add(wires, 5, given=given)
-    assert said == "5 class images: 3 given, 2 drawn"
+    assert len(add(wires, 0, given=given).classes) == 3
+    dataset = add(wires, 5, given=given)
+    assert len(dataset.classes) == 5
     assert dataset.classes.size(4) == (64, 64) and dataset.classes.texts(4) == ("a thing",)
     with pytest.raises(
         ValueError, match="There are 3 class images, and number asks for 5: connect model"
     ):
-        with_class_images(pictures(), "a thing", 5, "x", given)
+        with_class_images(pictures(), "a thing", 5, "x", given, Painter(wires[0], None, wires[2]))
 
 
 @pytest.mark.parametrize(
@@ -111,12 +112,13 @@ def test_given_class_images_count_and_get_the_prompt_where_they_have_no_caption(
         ({"prompt": "  "}, "class_prompt is empty"),
         ({"name": "../x"}, "name of the class images"),
         ({"name": "CON"}, "Windows reserves"),
-        ({"with_painter": False}, "There are 0 class images"),
+        ({"with_painter": False}, "There are 0 class images, and number asks for 2"),
+        ({"with_painter": False, "number": 0}, "There are 0 class images"),
     ],
 )
 def test_what_cannot_be_is_named(wires, output, changes, message):
     with pytest.raises(ValueError, match=message):
-        add(wires, 2, **changes)
+        add(wires, **{"number": 2, **changes})
     assert not list(output.rglob("*.*"))
 
 

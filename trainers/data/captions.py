@@ -16,7 +16,6 @@ import torch
 from ...registry import check_limits, option
 from ..random import generator
 
-AS_THEY_ARE, ADD = "as they are", "add the trigger"
 PLACEHOLDER = "[trigger]"
 _PAUSES = (",", ".", ";", ":", "!", "?")
 
@@ -31,10 +30,9 @@ class Captioning:
 
     prefix: str = option("", "Put before every caption.")
     suffix: str = option("", "Put after every caption.")
-    trigger: str = option(
-        AS_THEY_ARE,
-        "add the trigger: put the dataset's trigger in place of [trigger], or before a caption that has neither.",
-        choices=(AS_THEY_ARE, ADD),
+    add_trigger: bool = option(
+        False,
+        "Put the dataset's trigger in place of [trigger], or before a caption that has neither.",
     )
     shuffle: bool = option(
         False, "Shuffle the tags of a caption, so that their order is not learned."
@@ -52,7 +50,8 @@ class Captioning:
         max=1.0,
     )
     wildcards: bool = option(
-        False, "Take one of the words of {red|green|blue} by chance; they may be nested."
+        False,
+        "Take one of the choices in braces by chance, which bars set apart; they may be nested.",
     )
     variants: int = option(
         8,
@@ -141,7 +140,7 @@ def _variant(how: Captioning, caption: str, trigger: str, number: int) -> str:
             body = _shuffled(how, body, draws)
     else:
         prefix, body, suffix = how.prefix, caption, how.suffix
-    if how.trigger == ADD and trigger:
+    if how.add_trigger and trigger:
         if PLACEHOLDER in body:
             body = body.replace(PLACEHOLDER, trigger)
         elif not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", body):

@@ -256,6 +256,10 @@ class Dataset:
         items = tuple(item for part in parts for item in part.items)
         return replace(self, items=items, parts=tuple(parts))
 
+    def without_classes(self) -> "Dataset":
+        """The dataset without its class images."""
+        return replace(self, classes=None, class_weight=1.0)
+
     def digest(self, picture_digest: Callable[[Item], str] = Item.picture_digest) -> str:
         """Hash pictures, captions, masks, their order, and every setting that training depends on.
 

@@ -67,7 +67,7 @@ class Framing:
         "too.",
         choices=(CENTER, RANDOM),
     )
-    least: float = option(
+    smallest_crop: float = option(
         LEAST_CROP,
         "The least share of width and height that a random crop shows; at 1 only its place is random.",
         min=0.1,
@@ -130,7 +130,7 @@ class Framing:
         crop, flip = number % crops, number >= crops
         if crop == 0 and self.crop == CENTER:
             return View(size, flip=flip)
-        zoom, place = random_place(picture, crop, self.least)
+        zoom, place = random_place(picture, crop, self.smallest_crop)
         return View(size, zoom, place, flip)
 
     def fitted(self, pixels: Tensor, mask: Tensor | None, view: View) -> Fitted:

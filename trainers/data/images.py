@@ -83,11 +83,13 @@ class Checked:
         width: Of the upright picture.
         height: Of the upright picture.
         warning: What was passed over; empty as a rule.
+        has_alpha: Whether the file has transparency.
     """
 
     width: int
     height: int
     warning: str = ""
+    has_alpha: bool = False
 
 
 @torch.inference_mode(False)
@@ -173,7 +175,8 @@ def check_image(path: str | Path) -> Checked:
         width, height = _upright_size(image)
         image.draft(None, (1, 1))
         _rgb(image)
-    return Checked(width, height, warning)
+        has_alpha = _has_alpha(image)
+    return Checked(width, height, warning, has_alpha)
 
 
 def rgb_pixels(image: Tensor) -> Tensor:

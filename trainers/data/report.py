@@ -21,20 +21,54 @@ def describe(dataset: Dataset) -> str:
 
     Raises:
         ImageError: A file cannot be read.
+        ValueError: A caption cannot be read, or a bucket cannot be found.
     """
-    names = [item.name or f"image {n}" for n, item in enumerate(dataset.items, 1)]
-    source = f' from "{dataset.source}"' if dataset.source else ""
-    images = _count(len(dataset), "image")
-    crops = f", {dataset.crops} crops of each" if dataset.crops > 1 else ""
-    lines = [f"{images}{source}, resolution {dataset.resolution}{crops}", "buckets:"]
+    names = picture_names(dataset)
+    lines = [_headline(dataset), *_part_lines(dataset), "buckets:"]
     buckets = Counter(dataset.size(i) for i in range(len(dataset)))
     for (width, height), count in sorted(buckets.items(), key=lambda pair: (-pair[1], pair[0])):
         lines.append(f"  {width:>5} x {height:<5} {_count(count, 'image')}")
+    lines += _count_lines(dataset)
     lines += _caption_lines(dataset, names)
+    lines += _small_lines(dataset, names)
     for group in duplicates(dataset):
         lines.append("same picture twice: " + " = ".join(names[i] for i in group))
     lines += [f"warning: {text}" for text in dataset.warnings]
+    if dataset.classes is not None:
+        lines += [f"class images, weight {dataset.class_weight:g}:"]
+        lines += [f"  {line}" for line in describe(dataset.classes).splitlines()]
     return "\n".join(lines)
+
+
+def list_texts(dataset: Dataset, count: int = 8) -> str:
+    """List the texts of the first pictures, for people.
+
+    Args:
+        dataset: Whose texts.
+        count: How many pictures.
+
+    Returns:
+        The name of each picture, and below it all texts that a step may draw.
+
+    Raises:
+        ValueError: A wildcard cannot be read.
+    """
+    lines = []
+    for index, name in enumerate(picture_names(dataset)[:count]):
+        lines += [f"{name}:", *(f"  {text or '(empty)'}" for text in dataset.texts(index))]
+    return "\n".join(lines)
+
+
+def picture_names(dataset: Dataset) -> list[str]:
+    """What each picture is called: its file, or its number.
+
+    Args:
+        dataset: Whose pictures.
+
+    Returns:
+        One name for each.
+    """
+    return [item.name or f"image {n}" for n, item in enumerate(dataset.items, 1)]
 
 
 def duplicates(dataset: Dataset) -> list[list[int]]:
@@ -62,24 +96,89 @@ def duplicates(dataset: Dataset) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _caption_lines(dataset: Dataset, names: list[str]) -> list[str]:
-    captions = [item.caption for item in dataset.items]
-    missing = [name for name, caption in zip(names, captions, strict=True) if not caption]
-    given = f"{len(captions) - len(missing)} of {len(captions)}"
-    lines = [f"captions: {given}, {len(set(captions) - {''})} distinct"]
-    if missing:
-        lines.append(f"without a caption: {_some(missing)}")
-    if dataset.trigger:
-        with_it = sum(dataset.trigger in caption for caption in captions)
-        lines.append(f'trigger "{dataset.trigger}": in {with_it} of {len(captions)} captions')
+def _headline(dataset: Dataset) -> str:
+    source = f' from "{dataset.source}"' if dataset.source else ""
+    if dataset.parts:
+        return f"{_count(len(dataset), 'image')}{source}, {len(dataset.parts)} datasets joined"
+    crops = f", {dataset.crops} crops of each" if dataset.crops > 1 else ""
+    mirrored = ", also mirrored" if dataset.framing.flip else ""
+    images = _count(len(dataset), "image")
+    return f"{images}{source}, resolution {dataset.resolution}{crops}{mirrored}"
+
+
+def _part_lines(dataset: Dataset) -> list[str]:
+    return [f"  {_headline(part)}{_shares(part)}" for part in dataset.parts]
+
+
+def _shares(part: Dataset) -> str:
+    """Return what a part has in an epoch, where its pictures are alike in that."""
+    repeats, weights = {i.repeats for i in part.items}, {i.weight for i in part.items}
+    said = f", repeats {repeats.pop()}" if len(repeats) == 1 else ""
+    return said + (f", weight {weights.pop():g}" if len(weights) == 1 else "")
+
+
+def _count_lines(dataset: Dataset) -> list[str]:
+    """Return repeats, classes and masks, where there are any."""
+    lines = []
+    if set(dataset.repeats) != {1}:
+        counts = ", ".join(
+            f"{_count(count, 'image')} x {repeats}"
+            for repeats, count in sorted(Counter(dataset.repeats).items())
+        )
+        lines.append(f"repeats: {counts}; an epoch has {sum(dataset.repeats)}")
+    labels = Counter(item.label for item in dataset.items if item.label is not None)
+    if labels:
+        known = dict(enumerate(dataset.labels))
+        counts = ", ".join(
+            f"{label} {known.get(label, '')}".strip() + f" ({_count(count, 'image')})"
+            for label, count in sorted(labels.items())
+        )
+        lines.append(f"classes: {counts}")
+    masks = sum(item.has_mask for item in dataset.items)
+    if masks:
+        lines.append(f"masks: {masks} of {len(dataset)}")
     return lines
+
+
+def _caption_lines(dataset: Dataset, names: list[str]) -> list[str]:
+    texts = [dataset.texts(i) for i in range(len(dataset))]
+    captions = {text for item in dataset.items for text in item.captions}
+    missing = [name for name, own in zip(names, texts, strict=True) if not any(own)]
+    given = f"{len(texts) - len(missing)} of {len(texts)}"
+    lines = [f"captions: {given}, {len(captions - {''})} distinct"]
+    if missing:
+        lines.append(f"without a caption: {some(missing)}")
+    distinct = {text for own in texts for text in own}
+    if distinct != captions:
+        least, most = min(map(len, texts)), max(map(len, texts))
+        each = str(most) if least == most else f"{least} to {most}"
+        lines.append(f"texts: {len(distinct)} distinct, {each} for an image")
+    for part in dataset.parts or (dataset,):
+        if part.trigger:
+            count = sum(
+                any(part.trigger in text for text in part.texts(i)) for i in range(len(part))
+            )
+            lines.append(f'trigger "{part.trigger}": in {count} of {len(part)} captions')
+    return lines
+
+
+def _small_lines(dataset: Dataset, names: list[str]) -> list[str]:
+    """Name pictures of less than half the pixels that are trained at."""
+    small = []
+    for index, name in enumerate(names):
+        part, i = dataset.part(index)
+        width, height = part.items[i].measure()
+        if 2 * width * height < part.resolution**2:
+            small.append(f"{name} ({width} x {height})")
+    return [f"too small for the resolution: {some(small)}"] if small else []
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

@@ -88,14 +88,12 @@ def test_a_brace_without_a_partner_is_named(text):
     ],
 )
 def test_the_trigger_is_put_where_it_belongs(caption, expected):
-    assert Captioning(trigger="add the trigger").texts((caption,), " sks ") == (expected,)
-    assert Captioning(trigger="add the trigger").texts((caption,), "") == (caption,)
+    assert Captioning(add_trigger=True).texts((caption,), " sks ") == (expected,)
+    assert Captioning(add_trigger=True).texts((caption,), "") == (caption,)
 
 
 def test_prefix_and_suffix_stay_in_place():
-    how = Captioning(
-        prefix="photo of", suffix=", 4k", trigger="add the trigger", shuffle=True, keep_tags=0
-    )
+    how = Captioning(prefix="photo of", suffix=", 4k", add_trigger=True, shuffle=True, keep_tags=0)
     for text in how.texts(("dog, park",), "sks"):
         assert text in ("photo of sks, dog, park, 4k", "photo of sks, park, dog, 4k")
     assert texts("a dog", prefix="photo of", suffix="outside") == ("photo of a dog outside",)

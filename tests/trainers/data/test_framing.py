@@ -130,7 +130,7 @@ def test_a_flipped_view_is_the_mirror_image_and_its_crop_is_counted_there():
 
 
 def test_random_crops_of_the_whole_share_only_move():
-    framing = Framing(crop="random", least=1.0, buckets=False)
+    framing = Framing(crop="random", smallest_crop=1.0, buckets=False)
     dataset = Dataset([Item("a", pixels=ramp(64, 256))], resolution=64, crops=6, framing=framing)
     lefts = [dataset.view(0, number).crop for number in range(6)]
     assert {top for top, _ in lefts} == {0} and len({left for _, left in lefts}) >= 5
@@ -177,7 +177,7 @@ def test_keys_tell_views_apart_and_nothing_else():
     masked = Item("a", pixels=item.pixels, mask=torch.rand(96, 64))
     others = [
         keys(resolution=48)[0],
-        keys(framing=Framing(least=0.5))[1],
+        keys(framing=Framing(smallest_crop=0.5))[1],
         keys(framing=Framing(crop="random"))[0],
         keys(item=masked)[0],
         keys(item=masked, framing=Framing(outside=0.1))[0],
