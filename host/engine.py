@@ -6,7 +6,6 @@ what was learned so far is on disk and the host is as it was.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,13 +20,13 @@ from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import comparison, graph, identity, paths, plots, preview, result, runs, sampling
-from .conditioning import Conditioner, encode_texts, family_check
 from .keeper import Keeper
-from .priors import prior_list, prior_prompts, sample_priors
+from .pictures import Digests
+from .preparation import Preparation
 from .progress import RunSink
 from .request import Request, check, check_state
 from .trainee import Trainee, trainee
-from .training_data import Picture, TrainingData, encode_pictures
+from .training_data import TrainingData
 
 LARGE_MODEL = 500_000_000  # parameters from which "auto" checkpoints on a GPU
 _log = logging.getLogger(__name__)
@@ -69,7 +68,8 @@ class _Run:
         if request.objective.zero_terminal:  # trained with, and part of MODEL out
             request = self.request = replace(request, model=sampling.zero_terminal(request.model))
         self.model = identity.model_digest(request.model)
-        self.dataset = request.dataset.digest()
+        self.digests = Digests(paths.cache_folder() / "files")
+        self.dataset = request.dataset.digest(self.digests.picture)
         self.notes = list(request.dataset.warnings)
         if request.state is not None:
             self.notes += check_state(request.state, request, self.model)
@@ -88,7 +88,7 @@ class _Run:
         self.images: torch.Tensor | None = None
         self.shown: comparison.Shown | None = None
         self.loop: Loop
-        self.is_ready = False
+        self.is_ready = self.is_announced = False
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
 
     def go(self) -> Outcome:
@@ -107,27 +107,13 @@ class _Run:
 
     def _train(self) -> bool:
         request = self.request
-        captions = [item.caption for item in request.dataset.items]
-        prior_texts = self._prior_texts()
-        begin = self._stage("encoding pictures", len(captions))
-        pictures = encode_pictures(request.dataset, request.vae, request.model, begin)
-        wanted = set(captions).union([*prior_texts, ""] if prior_texts else [])
-        begin = self._stage("encoding captions", len(wanted))
-        texts = encode_texts(request.clip, sorted(wanted), begin)
-        family_check(request.model, request.clip, texts[captions[0]])
+        prepared = Preparation(request, self.digests, self._stage, self._warn, _interrupt)
+        prepared.encode()
         prompts = preview.encode_prompts(request.clip, request.preview) if request.preview else None
         self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
         with trainee(request.model, precision=request.plan.precision) as trained:
-            conditioner = Conditioner(trained.patcher, trained.device)
-            priors = []
-            if prior_texts:
-                begin = self._stage("sampling pictures to stay close to", len(prior_texts))
-                given = (request.vae, commonest_size(pictures), request.plan.seed, begin)
-                priors = sample_priors(trained, prior_texts, texts, *given)
-            captioned = list(zip(pictures, captions, strict=True))
-            preserve = request.objective.preserve
-            data = TrainingData(captioned, priors, texts, conditioner, trained.device, preserve)
+            data = prepared.data(trained)
             attached = Attached(
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
             )
@@ -137,8 +123,8 @@ class _Run:
                 self.facts["gradient checkpointing"] = is_checkpointed
                 loop = self.loop = self._new_loop(trained, data, attached)
                 self.is_ready = True
-                loop.after = self._after(trained, prompts, commonest_size(pictures))
-                self._announce(trained, attached, pictures)
+                loop.after = self._after(trained, prompts, prepared.size)
+                self._announce(trained, attached, prepared.facts)
                 return loop.run()
             finally:
                 attached.remove()
@@ -158,17 +144,12 @@ class _Run:
 
         return begin
 
-    def _prior_texts(self) -> tuple[str, ...]:
-        objective, dataset = self.request.objective, self.request.dataset
-        if objective.preserve == 0:
-            return ()
-        priors = prior_prompts(dataset, objective.preserve_prompts)
-        if not any(priors):
-            self.notes.append(
-                "preserve has no other text than the empty one to hold on to: name the trigger in the dataset, "
-                "or give preserve_prompts; preserve 0 is faster."
-            )
-        return prior_list(priors)
+    def _warn(self, text: str) -> None:
+        """Tell the user now, or with the start."""
+        if self.is_announced:
+            self.sink(Warned(text))
+        else:
+            self.notes.append(text)
 
     def _new_loop(self, trained: Trainee, data: TrainingData, attached: Attached) -> Loop:
         request = self.request
@@ -186,17 +167,16 @@ class _Run:
             loop.resume(request.state)
         return loop
 
-    def _announce(self, trained: Trainee, attached: Attached, pictures: Sequence[Picture]) -> None:
+    def _announce(self, trained: Trainee, attached: Attached, facts: dict[str, Any]) -> None:
         loop = self.loop
-        self.facts |= {
-            "pictures": len(pictures),
-            "buckets": dict(Counter(f"{w}x{h}" for w, h in (picture.size for picture in pictures))),
+        self.facts |= facts | {
             "layers": len(attached.layers),
             "trained parameters": sum(p.numel() for p in attached.parameters().values()),
             "precision": str(trained.compute_dtype).removeprefix("torch."),
             "device": str(trained.device),
         }
         self.sink(Started(loop.end, loop.step, dict(self.facts)))
+        self.is_announced = True
         for text in [*self.notes, *loop.optimizer.notes(loop.parameters)]:
             self.sink(Warned(text))
         if loop.end > loop.total:
@@ -307,11 +287,6 @@ def _checkpoints(plan: Plan, trained: Trainee) -> bool:
         return plan.checkpointing == "on"
     is_large = sum(p.numel() for p in trained.diffusion_model.parameters()) >= LARGE_MODEL
     return is_large and trained.device.type != "cpu"
-
-
-def commonest_size(pictures: Sequence[Picture]) -> tuple[int, int]:
-    """Width and height in pixels of the largest bucket."""
-    return Counter(picture.size for picture in pictures).most_common(1)[0][0]
 
 
 def free_memory() -> float:

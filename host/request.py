@@ -7,13 +7,14 @@ from typing import Any
 from ..adapters import NETWORKS, Network
 from ..adapters.targets import targets
 from ..trainers.data import Dataset
-from ..trainers.objectives import Objective
+from ..trainers.objectives import INSTANCES, Objective
 from ..trainers.objectives.check import check as check_objective
 from ..trainers.optimizers import Optimizer
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import autoencoder, preview, sampling
+from .priors import BaseText
 from .trainee import refuse_untrainable
 
 
@@ -59,6 +60,8 @@ def check(request: Request) -> None:
             f"batch_size is {batch} but the dataset has {count} pictures; lower batch_size or add pictures."
         )
     request.optimizer.check(request.model.load_device)
+    if request.objective.preserve > 0 and request.objective.preserve_on == INSTANCES:
+        BaseText(request.dataset, request.objective)
     refuse_untrainable(request.model)
     wired = sampling.of_model(request.model)
     check_objective(request.objective, wired, request.plan.effective_batch)

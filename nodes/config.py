@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..adapters import NETWORKS
 from ..adapters.lora import LoRA
 from ..registry import Registry, options_of, parse_options, unknown
-from ..trainers.objectives import METRICS, NOISE, NOISINGS, WEIGHTS, Objective
+from ..trainers.objectives import METRICS, NOISE, NOISINGS, SAMPLES, WEIGHTS, Objective
 from ..trainers.optimizers import OPTIMIZERS, SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.optimizers.schedules.constant import Constant
@@ -120,6 +120,8 @@ class ObjectiveNode(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
+                field(Objective, "preserve_on", optional=True),
+                field(Objective, "class_word", optional=True),
             ],
             outputs=[output(GraftObjectiveType, "OBJECTIVE", "For the objective socket of Train.")],
         )
@@ -134,6 +136,8 @@ class ObjectiveNode(io.ComfyNode):
         preserve_prompts: str,
         options: str,
         noising: str = "gaussian",
+        preserve_on: str = SAMPLES,
+        class_word: str = "",
     ) -> io.NodeOutput:
         parts: Parts = {
             "noise": (NOISE, noise),
@@ -142,8 +146,10 @@ class ObjectiveNode(io.ComfyNode):
             "noising": (NOISINGS, noising),
         }
         built = parse_parts(parts, options, Objective)
-        own = {"preserve": preserve, **built.pop("settings")}
-        return io.NodeOutput(Objective(**built, preserve_prompts=lines(preserve_prompts), **own))
+        stay = {"preserve": preserve, "preserve_on": preserve_on, "class_word": class_word}
+        prompts = lines(preserve_prompts)
+        own = built.pop("settings")
+        return io.NodeOutput(Objective(**(built | stay | own), preserve_prompts=prompts))
 
 
 class OptimizerNode(io.ComfyNode):

@@ -6,6 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..host import paths
+from ..host.class_images import Painter, with_class_images
 from ..trainers.data import Dataset, contact_sheet, describe, join, split
 from ..trainers.data.join import AS_GIVEN, BALANCES
 from ..trainers.data.sheet import MOST
@@ -123,7 +125,8 @@ class ClassImages(io.ComfyNode):
             category="graft/data",
             description=(
                 "Adds pictures of what the concept is one of, other dogs beside your dog, which are trained on, too, "
-                "so that the model keeps them as they are (DreamBooth's prior preservation)."
+                "so that the model keeps them as they are (DreamBooth's prior preservation). What is missing is "
+                "drawn by the model."
             ),
             search_aliases=[
                 "prior preservation",
@@ -131,14 +134,46 @@ class ClassImages(io.ComfyNode):
                 "dreambooth",
                 "reg images",
             ],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 socket(GraftDataset, "dataset", "The pictures of the concept."),
                 socket(
                     GraftDataset,
                     "classes",
                     "The class images, with captions that do not name the concept: a photo of a dog.",
+                    optional=True,
                 ),
                 field(Dataset, "class_weight", "weight", step=0.05),
+                text(
+                    "class_prompt",
+                    "What class images show: a photo of a dog. Missing ones are drawn with it, and it is the caption "
+                    "of those that have none.",
+                    optional=True,
+                ),
+                whole(
+                    "number",
+                    "How many class images there have to be; model, clip and vae draw what is missing. 100 to 200 for "
+                    "a subject; 0 takes those of classes.",
+                    0,
+                    min=0,
+                    max=100_000,
+                    optional=True,
+                ),
+                text(
+                    "name",
+                    "Folder under output/graft/class where drawn class images are kept for the next run.",
+                    "class",
+                    optional=True,
+                ),
+                socket(
+                    io.Model, "model", "Draws what is missing: the model to train.", optional=True
+                ),
+                socket(
+                    io.Clip, "clip", "Encodes class_prompt. The one of the model.", optional=True
+                ),
+                socket(
+                    io.Vae, "vae", "Decodes what is drawn. The one of the model.", optional=True
+                ),
             ],
             outputs=[
                 output(GraftDataset, "DATASET", "The pictures with their class images."),
@@ -147,8 +182,30 @@ class ClassImages(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: Any, classes: Any, weight: float) -> io.NodeOutput:
-        changed = replace(dataset, classes=classes.without_classes(), class_weight=weight)
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        try:
+            if name is not None:
+                paths.safe_name(name, "name of the class images")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        dataset: Any,
+        weight: float,
+        classes: Any = None,
+        class_prompt: str = "",
+        number: int = 0,
+        name: str = "class",
+        model: Any = None,
+        clip: Any = None,
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        painter = Painter(model, clip, vae, getattr(cls.hidden, "unique_id", None))
+        made = with_class_images(dataset, class_prompt, number, name, classes, painter)
+        changed = replace(made, class_weight=weight)
         return io.NodeOutput(changed, describe(changed))
 
 

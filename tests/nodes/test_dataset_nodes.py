@@ -164,7 +164,7 @@ def test_numbers_that_are_none_are_named(values, message):
 def test_split_and_class_images():
     from graft.nodes.dataset_parts import ClassImages, SplitDataset
 
-    with_classes, report = ClassImages.execute(dataset(), dataset(2), 0.5).args
+    with_classes, report = ClassImages.execute(dataset(), 0.5, dataset(2)).args
     assert len(with_classes.classes) == 2 and with_classes.class_weight == 0.5
     assert "class images, weight 0.5:\n  2 images, resolution 64" in report
     assert with_classes.digest() != dataset().digest()
@@ -172,6 +172,20 @@ def test_split_and_class_images():
     assert (len(training), len(held_out)) == (3, 1)
     assert training.classes is not None and held_out.classes is None
     assert report.startswith("training:\n3 images") and "held out:\n1 image" in report
+
+
+def test_class_images_are_drawn_where_they_are_missing():
+    from graft.nodes.dataset_parts import ClassImages
+
+    given = (dataset(), 1.0, dataset(2), "a photo of a thing")
+    made, _ = ClassImages.execute(*given, number=2).args
+    assert len(made.classes) == 2
+    with pytest.raises(ValueError, match="There are 2 class images, and number asks for 3"):
+        ClassImages.execute(*given, number=3, model=object())
+    with pytest.raises(ValueError, match="There are 0 class images, and number asks for 1"):
+        ClassImages.execute(dataset(), 1.0)
+    assert ClassImages.validate_inputs("class") is ClassImages.validate_inputs(None) is True
+    assert "cannot be used" in ClassImages.validate_inputs("../class")
 
 
 def test_the_preview_shows_the_sheet_in_the_node(comfy):

@@ -17,6 +17,7 @@ class Batch:
         weight: Factor of the loss of each, ``[B]`` on the device, or one for all.
         mask: How much each place counts, ``[B, 1, h, w]`` in 0..1 on the device; None counts all.
         keeps_base: Whether the base model's D is the target instead of the clean latents.
+        plain: Whether no noise level counts more than another: the objective's weight is left out.
         use: Sets the draws of several batches in one step apart.
     """
 
@@ -25,4 +26,5 @@ class Batch:
     weight: torch.Tensor | float = 1.0
     mask: torch.Tensor | None = None
     keeps_base: bool = False
+    plain: bool = False
     use: str = ""

@@ -22,6 +22,7 @@ class Order:
         batch: Pictures in one optimizer step.
         seed: Seed of the run.
         repeats: How often an epoch has each picture; once each where nothing is given.
+        use: Sets several orders of one run apart.
 
     Raises:
         ValueError: There is no picture, or not one number of repeats for each.
@@ -33,6 +34,7 @@ class Order:
         batch: int,
         seed: int,
         repeats: Sequence[int] | None = None,
+        use: str = "",
     ) -> None:
         if not buckets:
             raise ValueError("The dataset has no pictures.")
@@ -42,7 +44,7 @@ class Order:
         self._members: dict[Hashable, list[int]] = {}
         for index, (bucket, count) in enumerate(zip(buckets, repeats, strict=True)):
             self._members.setdefault(bucket, []).extend([index] * count)
-        self._batch, self._seed = batch, seed
+        self._batch, self._seed, self._use = batch, seed, use
         self.steps_per_epoch = sum(-(-len(members) // batch) for members in self._members.values())
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
@@ -55,12 +57,14 @@ class Order:
         batches: list[tuple[int, ...]] = []
         for number, members in enumerate(self._members.values()):
             draw = torch.randperm(
-                len(members), generator=generator(self._seed, "order", epoch, number)
+                len(members), generator=generator(self._seed, self._use + "order", epoch, number)
             )
             shuffled = [members[i] for i in draw.tolist()]
             for start in range(0, len(shuffled), self._batch):
                 batches.append(
                     tuple(shuffled[(start + slot) % len(shuffled)] for slot in range(self._batch))
                 )
-        turn = torch.randperm(len(batches), generator=generator(self._seed, "batches", epoch))
+        turn = torch.randperm(
+            len(batches), generator=generator(self._seed, self._use + "batches", epoch)
+        )
         return tuple(batches[i] for i in turn.tolist())

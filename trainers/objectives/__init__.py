@@ -24,6 +24,7 @@ NOISE.discover(noise.__path__, noise.__name__)
 WEIGHTS.discover(weights.__path__, weights.__name__)
 METRICS.discover(metrics.__path__, metrics.__name__)
 NOISINGS.discover(noisings.__path__, noisings.__name__)
+SAMPLES, INSTANCES = "samples", "instances"
 _LEAST_MASK = 1e-6
 
 
@@ -72,6 +73,17 @@ class Objective:
     zero_terminal: bool = option(
         False, "Give a v model a last noise level without any picture, in MODEL out, too."
     )
+    preserve_on: str = option(
+        SAMPLES,
+        "What preserve compares on. samples: pictures that the base model draws before the first step. instances: the "
+        "dataset's own noised pictures, with the trigger taken out of the caption; nothing is drawn.",
+        choices=(SAMPLES, INSTANCES),
+    )
+    class_word: str = option(
+        "",
+        "Takes the trigger's place in the captions that preserve_on instances compares with: dog for a sks dog. Empty "
+        "takes the trigger out.",
+    )
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -110,7 +122,8 @@ class Objective:
         error = denoiser(x, sigma, batch.cond).float() - noised.target
         residual = error / c_out(denoiser, sigma, x.ndim)
         rho = self.metric(residual, sigma, denoiser)
-        return self._mean(rho, batch.mask) * self.weight(sigma, denoiser)
+        loss = self._mean(rho, batch.mask)
+        return loss if batch.plain else loss * self.weight(sigma, denoiser)
 
     def _mean(self, rho: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Mean of each sample ``[B]``, over what its mask leaves; 0 where that is nothing."""
