@@ -14,7 +14,8 @@ class State:
 
     Since every draw is keyed by seed and step, seed and step are all of the random state.
     ``adapter`` has the tensors as files name them; ``optimizer`` is per parameter name; ``model`` is
-    the digest of what it was trained on, ``settings`` what it was trained with.
+    the digest of what it was trained on, ``settings`` what it was trained with. ``validation`` has step and
+    loss of the held-out pictures.
     """
 
     step: int
@@ -25,6 +26,7 @@ class State:
     losses: tuple[float, ...] = ()
     model: str = ""
     settings: str = ""
+    validation: tuple[tuple[int, float], ...] = ()
 
 
 def optimizer_state(
