@@ -16,11 +16,12 @@ import torch
 from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
 from ..trainers.events import Ended, Sample, Started, Warned
-from ..trainers.loop import Loop
+from ..trainers.loop import Diverged, Loop
+from ..trainers.monitor import Monitor
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
-from . import comparison, graph, identity, paths, plots, preview, result, runs
+from . import comparison, graph, health, identity, paths, picture_rows, plots, preview, result, runs
 from .conditioning import Conditioner, encode_texts, family_check
 from .keeper import Keeper
 from .priors import prior_list, prior_prompts, sample_priors
@@ -41,7 +42,7 @@ class Outcome:
     clip: Any
     lora_model: dict[str, torch.Tensor]
     state: State
-    loss_map: dict[str, list[float]]
+    loss_map: dict[str, list[Any]]
     images: torch.Tensor
     adapter: AdapterFile
     report: str
@@ -72,7 +73,11 @@ class _Run:
         if request.state is not None:
             self.notes += check_state(request.state, request, self.model)
         begun = request.state and (request.state.step, request.state.total_steps)
-        self.run = identity.run_id(self.model, self.dataset, request.settings, request.plan, begun)
+        settings: tuple[Any, ...] = (request.settings, request.plan, begun)
+        if request.validation is not None:
+            settings += (request.validation.digest(),)
+            self.notes += health.overlap(request.dataset, request.validation)
+        self.run = identity.run_id(self.model, self.dataset, *settings)
         paths.check_writable(paths.loras_folder())
         paths.check_writable(paths.run_folder(self.run))
         done = request.state.step if request.state else 0
@@ -86,6 +91,7 @@ class _Run:
         self.images: torch.Tensor | None = None
         self.shown: comparison.Shown | None = None
         self.loop: Loop
+        self.monitor: Monitor
         self.is_ready = False
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
 
@@ -109,7 +115,9 @@ class _Run:
         prior_texts = self._prior_texts()
         begin = self._stage("encoding pictures", len(captions))
         pictures = encode_pictures(request.dataset, request.vae, request.model, begin)
-        wanted = set(captions).union([*prior_texts, ""] if prior_texts else [])
+        held_out = self._held_out()
+        wanted = {*captions, *prior_texts, *(caption for _, caption in held_out)}
+        wanted |= {""} if prior_texts else set()
         begin = self._stage("encoding captions", len(wanted))
         texts = encode_texts(request.clip, sorted(wanted), begin)
         family_check(request.model, request.clip, texts[captions[0]])
@@ -134,10 +142,19 @@ class _Run:
                 trained.checkpointing(is_checkpointed)
                 self.facts["gradient checkpointing"] = is_checkpointed
                 loop = self.loop = self._new_loop(trained, data, attached)
+                watched = (trained, attached, request.plan, self.sink)
+                read = (held_out, texts, conditioner, _interrupt)
+                monitor = self.monitor = health.watch(*watched, *read)
                 self.is_ready = True
-                loop.after = self._after(trained, prompts, commonest_size(pictures))
+                loop.monitor = monitor
+                loop.after = self._after(trained, prompts, commonest_size(pictures), data)
                 self._announce(trained, attached, pictures)
-                return loop.run()
+                monitor.begin(
+                    loop.step, loop.losses, request.state.validation if request.state else ()
+                )
+                is_whole = loop.run()
+                monitor.finish(loop.step)
+                return is_whole
             finally:
                 attached.remove()
 
@@ -155,6 +172,15 @@ class _Run:
             tell(count)
 
         return begin
+
+    def _held_out(self) -> list[tuple[Picture, str]]:
+        request = self.request
+        if request.validation is None:
+            return []
+        items = request.validation.items
+        begin = self._stage("encoding validation pictures", len(items))
+        pictures = encode_pictures(request.validation, request.vae, request.model, begin)
+        return list(zip(pictures, (item.caption for item in items), strict=True))
 
     def _prior_texts(self) -> tuple[str, ...]:
         objective, dataset = self.request.objective, self.request.dataset
@@ -206,7 +232,7 @@ class _Run:
         return runs.wants_finish(self.run)
 
     def _after(
-        self, trained: Trainee, prompts: Any, size: tuple[int, int]
+        self, trained: Trainee, prompts: Any, size: tuple[int, int], data: TrainingData
     ) -> Callable[[int], None]:
         """What happens between steps: previews, and a file when the user asks for one."""
         settings = self.request.preview
@@ -215,18 +241,28 @@ class _Run:
             if runs.wants_save(self.run):
                 self.keeper.save_on_request(self.loop)
             if settings is not None and settings.due(step, self.loop.end):
-                self._preview(step, trained, prompts, settings, size)
+                self._preview(step, trained, prompts, settings, size, data)
 
         return after
 
     def _preview(
-        self, step: int, trained: Trainee, prompts: Any, settings: Preview, size: tuple[int, int]
+        self,
+        step: int,
+        trained: Trainee,
+        prompts: Any,
+        settings: Preview,
+        size: tuple[int, int],
+        data: TrainingData,
     ) -> None:
         request = self.request
         given = {"size": size, "sampler": request.sampler, "sigmas": request.sigmas}
         try:
-            self.images = preview.sample(trained, prompts, settings, request.vae, **given)
-            self.shown = comparison.Shown(step, prompts, settings, given, self.images[0])
+            images = preview.sample(trained, prompts, settings, request.vae, **given)
+            self.shown = comparison.Shown(step, prompts, settings, given, images[0])
+            if settings.rows == "all":
+                rows = picture_rows.rows(trained, data, request.vae, request.plan.seed)
+                images = picture_rows.sheet(rows, picture_rows.levels(trained.denoiser), images)
+            self.images = images
             self.sink(Sample(step, preview.save_samples(self.images, self.run, step)))
         except Exception as error:
             if is_interrupt(error) or isinstance(error, preview.TraineeLost):
@@ -236,27 +272,30 @@ class _Run:
             self.sink(Warned(text))
 
     def _deliver(self, is_whole: bool) -> Outcome:
-        loop, request = self.loop, self.request
+        loop, request, monitor = self.loop, self.request, self.monitor
         self.facts["free memory after (GiB)"] = free_memory()
-        adapter = self.keeper.adapter(loop, self.name)
+        best = monitor.better() if monitor.stopped else None
+        adapter = self.keeper.adapter(loop, self.name, best)
         report, where = self.keeper.save_result(loop, adapter)
         model, applied = result.apply(request.model, adapter.tensors)
         report = report or applied
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
-        compared = self._compare(model)
-        if not is_whole:
+        compared = self._compare(model) if best is None else []
+        told = [*health.lines(monitor), *health.kept(monitor, self.keeper, loop)]
+        if not is_whole and not monitor.stopped:
             where += "\nfinished early on request: change a widget to train again"
-        images = self.images if self.images is not None else plots.loss_plot(loop.losses)
+        images, rows = self.images, tuple(monitor.rows)
+        state = replace(loop.state(), model=self.model, settings=request.settings, validation=rows)
         return Outcome(
             model=model,
             clip=request.clip,
             lora_model=result.lora_state_dict(adapter),
-            state=replace(loop.state(), model=self.model, settings=request.settings),
-            loss_map={"loss": list(loop.losses)},
-            images=images,
+            state=state,
+            loss_map=health.loss_map(loop.losses, rows),
+            images=plots.loss_plot(loop.losses, validation=rows) if images is None else images,
             adapter=adapter,
-            report=self._report([report.text, *compared], where),
+            report=self._report([report.text, *compared, *told], where),
             run=self.run,
         )
 
@@ -292,7 +331,8 @@ class _Run:
         text = str(error)
         begun = self.request.state.step if self.request.state else 0
         if self.is_ready and self.loop.step > begun:
-            text = f"{text} {self.keeper.rescue(self.loop)}".strip()
+            best = self.monitor.worth_keeping(self.loop.step, isinstance(error, Diverged))
+            text = f"{text} {self.keeper.rescue(self.loop, best)}".strip()
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (text,)  # the type stays: the host looks at it
         self.sink(Ended("interrupted" if is_interrupt(error) else "error", text))

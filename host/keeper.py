@@ -9,6 +9,7 @@ import torch
 from ..adapters.file import AdapterFile
 from ..trainers.events import Saved, Sink, Warned
 from ..trainers.loop import Diverged, Loop
+from ..trainers.monitor import Best
 from . import paths, result
 from .request import Request
 
@@ -35,17 +36,18 @@ class Keeper:
     dataset: str
     sink: Sink
 
-    def adapter(self, loop: Loop, name: str) -> AdapterFile:
-        """What is trained so far, as a value: no clock, path or counter is in it.
+    def adapter(self, loop: Loop, name: str, best: Best | None = None) -> AdapterFile:
+        """What is trained so far, or the best of it, as a value: no clock, path or counter is in it.
 
         Raises:
             Diverged: The weights are not finite.
         """
-        request, tensors = self.request, loop.network.tensors()
+        request = self.request
+        tensors = loop.network.tensors() if best is None else dict(best.tensors)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise Diverged("The trained weights are not finite numbers. Lower the learning rate.")
         facts = {
-            "steps": loop.step,
+            "steps": loop.step if best is None else best.step,
             "seed": request.plan.seed,
             "effective_batch": request.plan.effective_batch,
             "network": repr(request.network),
@@ -90,18 +92,41 @@ class Keeper:
         self.sink(Saved(loop.step, where))
         return result.self_check(path, self.request.model), f"kept in output/{where}"
 
-    def rescue(self, loop: Loop) -> str:
-        """Save what was learned when a run ends badly; a sentence on what became of it."""
-        try:
-            where = self._save_so_far(loop)
-        except Exception as failure:  # noqa: BLE001 - must not hide what ended the run
-            _log.exception("The LoRA after %d steps could not be saved", loop.step)
-            return f"The LoRA after {loop.step} steps could NOT be saved: {failure}"
-        return f"The LoRA after {loop.step} steps is kept in output/{where}."
+    def save_beside(self, loop: Loop, kind: str, best: Best | None = None) -> str:
+        """Write ``<name>_<kind>.safetensors`` beside the result: the best state, or the last one.
 
-    def _save_so_far(self, loop: Loop) -> str:
-        name = f"{self.name}_step{loop.step:06}"
+        Returns:
+            Where it is, or why it is not there.
+        """
+        name, step = f"{self.name}_{kind}", loop.step if best is None else best.step
+        try:
+            adapter = self.adapter(loop, name, best)
+            path = paths.run_folder(self.run) / f"{name}.safetensors"
+            where = paths.relative_to_output(result.save_lora(path, adapter))
+        except (OSError, Diverged) as error:
+            self.sink(Warned(f"{name} could not be saved: {error}"))
+            return f"NOT on disk ({error})"
+        self.sink(Saved(step, where))
+        return f"output/{where}"
+
+    def rescue(self, loop: Loop, best: Best | None = None) -> str:
+        """Save what was learned when a run ends badly, and the ``best`` of it; sentences on what became of it."""
+        return " ".join(self._rescued(loop, one) for one in ((None, best) if best else (None,)))
+
+    def _rescued(self, loop: Loop, best: Best | None) -> str:
+        step = loop.step if best is None else best.step
+        what = "LoRA" if best is None else "best LoRA,"
+        try:
+            where = self._save_so_far(loop, best)
+        except Exception as failure:  # noqa: BLE001 - must not hide what ended the run
+            _log.exception("The LoRA after %d steps could not be saved", step)
+            return f"The {what} after {step} steps could NOT be saved: {failure}"
+        return f"The {what} after {step} steps is kept in output/{where}."
+
+    def _save_so_far(self, loop: Loop, best: Best | None = None) -> str:
+        step, kind = (loop.step, "") if best is None else (best.step, "_best")
+        name = f"{self.name}{kind}_step{step:06}"
         path = paths.loras_folder() / f"{name}.safetensors"
-        where = paths.relative_to_output(result.save_lora(path, self.adapter(loop, name)))
-        self.sink(Saved(loop.step, where))
+        where = paths.relative_to_output(result.save_lora(path, self.adapter(loop, name, best)))
+        self.sink(Saved(step, where))
         return where

@@ -32,6 +32,7 @@ class Request:
     sampler: Any = None
     sigmas: Any = None
     state: State | None = None
+    validation: Dataset | None = None
     name: str = "graft"
     node_id: str | None = None
     workflow_id: str | None = None
