@@ -76,7 +76,7 @@ class _Run:
         settings: tuple[Any, ...] = (request.settings, request.plan, begun)
         if request.validation is not None:
             settings += (request.validation.digest(),)
-            self.notes += health.overlap(request.dataset, request.validation)
+            self.notes += health.notes(request.dataset, request.validation, request.plan)
         self.run = identity.run_id(self.model, self.dataset, *settings)
         paths.check_writable(paths.loras_folder())
         paths.check_writable(paths.run_folder(self.run))

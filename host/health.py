@@ -11,25 +11,35 @@ from ..trainers.events import Sink
 from ..trainers.loop import Loop
 from ..trainers.monitor import Monitor
 from ..trainers.plan import Plan
-from ..trainers.validation import Validator
+from ..trainers.validation import LEVELS, Validator
 from .conditioning import Conditioner, Encoded
 from .keeper import Keeper
 from .trainee import Trainee
 from .training_data import Picture, TrainingData
 
 LARGEST = 3  # blocks that the report names
+PASSES_A_PICTURE = 3  # of training: forward, and a backward of about two
 
 
-def overlap(training: Dataset, held_out: Dataset) -> tuple[str, ...]:
-    """A warning when held-out pictures are trained on, too."""
-    known = {item.picture_digest() for item in training.items}
-    count = sum(item.picture_digest() in known for item in held_out.items)
-    if not count:
-        return ()
-    return (
-        f"{count} of {len(held_out.items)} validation pictures are in the training set, too: what they measure is not "
-        "how the model does on pictures that it has not seen.",
-    )
+def notes(training: Dataset, held_out: Dataset, plan: Plan) -> list[str]:
+    """What is odd about held-out pictures: they are trained on, too, or take longer than the training."""
+    known, count = {item.picture_digest() for item in training.items}, len(held_out.items)
+    shared = sum(item.picture_digest() in known for item in held_out.items)
+    said = []
+    if shared:
+        said.append(
+            f"{shared} of {count} validation pictures are in the training set, too: what they measure is not how the "
+            "model does on pictures that it has not seen."
+        )
+    passes = LEVELS * count
+    steps = passes / (PASSES_A_PICTURE * plan.effective_batch)
+    if steps > plan.validate_every:
+        said.append(
+            f"Each look at the {count} validation pictures takes {passes} forward passes, about as long as "
+            f"{steps:.0f} steps, and there is one every {plan.validate_every} steps: connect fewer pictures, or raise "
+            "validate_every."
+        )
+    return said
 
 
 def watch(

@@ -58,6 +58,11 @@ def check(request: Request) -> None:
         raise ValueError(
             f"batch_size is {batch} but the dataset has {count} pictures; lower batch_size or add pictures."
         )
+    if request.plan.patience and request.validation is None:
+        raise ValueError(
+            f"patience is {request.plan.patience} but nothing is connected to validation: connect pictures that are "
+            "not trained on, or set patience to 0."
+        )
     refuse_untrainable(request.model)
     autoencoder.check_family(request.vae, request.model)
     network = request.model.model.diffusion_model

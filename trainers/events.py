@@ -66,7 +66,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run is over: ``state`` is ``done``, ``finished`` (early, on request), ``interrupted`` or ``error``."""
+    """The run is over: ``state`` is ``done``, ``finished`` (early and well), ``interrupted`` or ``error``."""
 
     state: str
     text: str = ""
