@@ -63,7 +63,7 @@ class Validator:
 
     def __call__(self) -> tuple[tuple[float, float], ...]:
         """The mean loss over the pictures at each noise level, as pairs of sigma and loss."""
-        with torch.no_grad(), _aside(self._layers):
+        with torch.no_grad(), _aside(self._layers, self._seed):
             total = sum(self._sums(items) for items in self._groups)
         means = torch.as_tensor(total) / len(self._data.buckets)
         return tuple(zip(self.sigmas.tolist(), means.tolist(), strict=True))
@@ -99,12 +99,15 @@ def _groups(buckets: Sequence[Hashable], size: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def _aside(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Leave the global generators and the layers' modes as they are."""
+def _aside(layers: Sequence[nn.Module], seed: int) -> Iterator[None]:
+    """Leave the layers' modes and the global generators as they are; what draws from these draws the same each time."""
     modes = [(module, module.training) for layer in layers for module in layer.modules()]
     with ExitStack() as stack:
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         stack.enter_context(torch.random.fork_rng(devices))
+        torch.default_generator.manual_seed(seed % 2**63)
+        if devices:
+            torch.cuda.manual_seed_all(seed % 2**63)
         try:
             for module, _ in modes:
                 module.training = False

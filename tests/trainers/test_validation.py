@@ -110,9 +110,37 @@ def test_nothing_of_a_network_moves_and_dropout_is_off():
     network.train()
     denoiser, data = Toy("eps", network), ToyData(preserve=0.0)
     validator = Validator(denoiser, data, seed=1, batch_size=2, layers=[network])
-    assert validator() == validator()
+    found = validator()
     assert all(module.training for module in network.modules())
     assert all(p.grad is None for p in network.parameters())
+    network.eval()
+    assert validator() == found
+
+
+def test_a_model_that_draws_by_itself_draws_the_same_and_takes_nothing_from_the_run():
+    class Drawing(Optimal):
+        def __call__(self, x, sigma, cond):
+            return super().__call__(x, sigma, cond) * torch.rand(1)
+
+    validator = Validator(Drawing("eps"), Gaussian(2), seed=2**64 - 1)
+    state = torch.get_rng_state()
+    found = validator()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert validator() == found
+
+
+def test_every_picture_has_noise_of_its_own_at_every_level():
+    noises = []
+
+    class Heard(Optimal):
+        def add_noise(self, sigma, noise, clean):
+            noises.extend(noise)
+            return super().add_noise(sigma, noise, clean)
+
+    Validator(Heard("eps"), Gaussian(3), seed=0, batch_size=2)()
+    assert len(noises) == 3 * LEVELS
+    assert len({float(noise.sum()) for noise in noises}) == 3 * LEVELS
 
 
 def test_poll_is_asked_before_every_forward_pass_and_can_end_it():
