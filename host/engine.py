@@ -15,11 +15,24 @@ import torch
 from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
 from ..trainers.events import Ended, Sample, Started, Warned
-from ..trainers.loop import Loop
+from ..trainers.loop import Diverged, Loop
+from ..trainers.monitor import Monitor
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
-from . import comparison, graph, identity, paths, plots, preview, result, runs, sampling
+from . import (
+    comparison,
+    graph,
+    health,
+    identity,
+    paths,
+    picture_rows,
+    plots,
+    preview,
+    result,
+    runs,
+    sampling,
+)
 from .keeper import Keeper
 from .pictures import Digests
 from .preparation import Preparation
@@ -74,7 +87,12 @@ class _Run:
         if request.state is not None:
             self.notes += check_state(request.state, request, self.model)
         begun = request.state and (request.state.step, request.state.total_steps)
-        self.run = identity.run_id(self.model, self.dataset, request.settings, request.plan, begun)
+        settings: tuple[Any, ...] = (request.settings, request.plan, begun)
+        if request.validation is not None:
+            held_out, digest = request.validation, self.digests.picture
+            settings += (held_out.digest(digest),)
+            self.notes += health.notes(request.dataset, held_out, request.plan, digest)
+        self.run = identity.run_id(self.model, self.dataset, *settings)
         paths.check_writable(paths.loras_folder())
         paths.check_writable(paths.run_folder(self.run))
         done = request.state.step if request.state else 0
@@ -88,6 +106,7 @@ class _Run:
         self.images: torch.Tensor | None = None
         self.shown: comparison.Shown | None = None
         self.loop: Loop
+        self.monitor: Monitor
         self.is_ready = self.is_announced = False
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
 
@@ -122,10 +141,20 @@ class _Run:
                 trained.checkpointing(is_checkpointed)
                 self.facts["gradient checkpointing"] = is_checkpointed
                 loop = self.loop = self._new_loop(trained, data, attached)
+                watched = (trained, attached, request.plan, self.sink)
+                held_out = prepared.held_out_data(trained)
+                monitor = self.monitor = health.watch(*watched, held_out, _interrupt)
+                if request.optimizer.averages:
+                    monitor.readings["averaged"] = loop.averaged
                 self.is_ready = True
-                loop.after = self._after(trained, prompts, prepared.size)
+                loop.monitor = monitor
+                loop.after = self._after(trained, prompts, prepared.size, data)
                 self._announce(trained, attached, prepared.facts)
-                return loop.run()
+                before = request.state.validation if request.state else ()
+                monitor.begin(loop.step, loop.losses, before)
+                is_whole = loop.run()
+                monitor.finish(loop.step)
+                return is_whole
             finally:
                 attached.remove()
 
@@ -188,7 +217,7 @@ class _Run:
         return runs.wants_finish(self.run)
 
     def _after(
-        self, trained: Trainee, prompts: Any, size: tuple[int, int]
+        self, trained: Trainee, prompts: Any, size: tuple[int, int], data: TrainingData
     ) -> Callable[[int], None]:
         """What happens between steps: previews, and a file when the user asks for one."""
         settings = self.request.preview
@@ -197,19 +226,29 @@ class _Run:
             if runs.wants_save(self.run):
                 self.keeper.save_on_request(self.loop)
             if settings is not None and settings.due(step, self.loop.end):
-                self._preview(step, trained, prompts, settings, size)
+                self._preview(step, trained, prompts, settings, size, data)
 
         return after
 
     def _preview(
-        self, step: int, trained: Trainee, prompts: Any, settings: Preview, size: tuple[int, int]
+        self,
+        step: int,
+        trained: Trainee,
+        prompts: Any,
+        settings: Preview,
+        size: tuple[int, int],
+        data: TrainingData,
     ) -> None:
         request = self.request
         given = {"size": size, "sampler": request.sampler, "sigmas": request.sigmas}
         try:
             with self.loop.averaged():  # as MODEL out will be
-                self.images = preview.sample(trained, prompts, settings, request.vae, **given)
-            self.shown = comparison.Shown(step, prompts, settings, given, self.images[0])
+                images = preview.sample(trained, prompts, settings, request.vae, **given)
+                self.shown = comparison.Shown(step, prompts, settings, given, images[0])
+                if settings.rows == "all":
+                    rows = picture_rows.rows(trained, data, request.vae, request.plan.seed)
+                    images = picture_rows.sheet(rows, picture_rows.levels(trained.denoiser), images)
+            self.images = images
             self.sink(Sample(step, preview.save_samples(self.images, self.run, step)))
         except Exception as error:
             if is_interrupt(error) or isinstance(error, preview.TraineeLost):
@@ -219,28 +258,31 @@ class _Run:
             self.sink(Warned(text))
 
     def _deliver(self, is_whole: bool) -> Outcome:
-        loop, request = self.loop, self.request
+        loop, request, monitor = self.loop, self.request, self.monitor
         self.facts["free memory after (GiB)"] = free_memory()
-        adapter = self.keeper.adapter(loop, self.name)
+        best = monitor.better() if monitor.stopped else None
+        adapter = self.keeper.adapter(loop, self.name, best)
         report, where = self.keeper.save_result(loop, adapter)
         where += self.keeper.save_raw(loop)
         model, applied = result.apply(request.model, adapter.tensors)
         report = report or applied
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
-        compared = self._compare(model)
-        if not is_whole:
+        compared = self._compare(model) if best is None else []
+        told = [*health.lines(monitor), *health.kept(monitor, self.keeper, loop)]
+        if not is_whole and not monitor.stopped:
             where += "\nfinished early on request: change a widget to train again"
-        images = self.images if self.images is not None else plots.loss_plot(loop.losses)
+        images, rows = self.images, tuple(monitor.rows)
+        state = replace(loop.state(), model=self.model, settings=request.settings, validation=rows)
         return Outcome(
             model=model,
             clip=request.clip,
             lora_model=result.lora_state_dict(adapter),
-            state=replace(loop.state(), model=self.model, settings=request.settings),
-            loss_map={"loss": list(loop.losses), **loop.record.columns()},
-            images=images,
+            state=state,
+            loss_map=health.loss_map(loop.losses, rows) | loop.record.columns(),
+            images=plots.loss_plot(loop.losses, validation=rows) if images is None else images,
             adapter=adapter,
-            report=self._report([report.text, *compared], where),
+            report=self._report([report.text, *compared, *told], where),
             run=self.run,
         )
 
@@ -276,7 +318,8 @@ class _Run:
         text = str(error)
         begun = self.request.state.step if self.request.state else 0
         if self.is_ready and self.loop.step > begun:
-            text = f"{text} {self.keeper.rescue(self.loop)}".strip()
+            best = self.monitor.worth_keeping(self.loop.step, isinstance(error, Diverged))
+            text = f"{text} {self.keeper.rescue(self.loop, best)}".strip()
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (text,)  # the type stays: the host looks at it
         self.sink(Ended("interrupted" if is_interrupt(error) else "error", text))

@@ -10,6 +10,7 @@ import torch
 from ..adapters.file import AdapterFile
 from ..trainers.events import Saved, Sink, Warned
 from ..trainers.loop import Diverged, Loop
+from ..trainers.monitor import Best
 from . import paths, result
 from .request import Request
 
@@ -36,24 +37,30 @@ class Keeper:
     dataset: str
     sink: Sink
 
-    def adapter(self, loop: Loop, name: str, is_raw: bool = False) -> AdapterFile:
-        """What is trained so far, as a value: no clock, path or counter is in it.
+    def adapter(
+        self, loop: Loop, name: str, best: Best | None = None, is_raw: bool = False
+    ) -> AdapterFile:
+        """What is trained so far, or the best of it, as a value: no clock, path or counter is in it.
 
         Args:
             loop: The run.
             name: Of the LoRA.
+            best: The best state, when it is that.
             is_raw: The weights as the last step left them, where the result is their average.
 
         Raises:
             Diverged: The weights are not finite.
         """
         request = self.request
-        with contextlib.nullcontext() if is_raw else loop.averaged():
-            tensors = loop.network.tensors()
+        if best is not None:
+            tensors = dict(best.tensors)
+        else:
+            with contextlib.nullcontext() if is_raw else loop.averaged():
+                tensors = dict(loop.network.tensors())
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise Diverged("The trained weights are not finite numbers. Lower the learning rate.")
         facts = {
-            "steps": loop.step,
+            "steps": loop.step if best is None else best.step,
             "seed": request.plan.seed,
             "effective_batch": request.plan.effective_batch,
             "network": repr(request.network),
@@ -110,32 +117,46 @@ class Keeper:
         decay = self.request.optimizer.ema_decay
         if not decay:
             return ""
-        name = f"{self.name}_raw"
-        about = (
-            f"\nMODEL out and {self.name} are the average of decay {decay:g}; the last weights are "
-        )
+        where = self.save_beside(loop, "raw", is_raw=True)
+        return f"\nMODEL out and {self.name} are the average of decay {decay:g}; the last weights: {where}"
+
+    def save_beside(
+        self, loop: Loop, kind: str, best: Best | None = None, is_raw: bool = False
+    ) -> str:
+        """Write ``<name>_<kind>.safetensors`` beside the result: the best state, or the last one.
+
+        Returns:
+            Where it is, or why it is not there.
+        """
+        name, step = f"{self.name}_{kind}", loop.step if best is None else best.step
         try:
+            adapter = self.adapter(loop, name, best, is_raw)
             path = paths.run_folder(self.run) / f"{name}.safetensors"
-            path = result.save_lora(path, self.adapter(loop, name, is_raw=True))
-        except OSError as error:
-            self.sink(Warned(f"The last weights are NOT on disk ({error})."))
-            return f"{about}NOT on disk ({error})"
-        where = paths.relative_to_output(path)
-        self.sink(Saved(loop.step, where))
-        return f"{about}in output/{where}"
+            where = paths.relative_to_output(result.save_lora(path, adapter))
+        except (OSError, Diverged) as error:
+            self.sink(Warned(f"{name} could not be saved: {error}"))
+            return f"NOT on disk ({error})"
+        self.sink(Saved(step, where))
+        return f"output/{where}"
 
-    def rescue(self, loop: Loop) -> str:
-        """Save what was learned when a run ends badly; a sentence on what became of it."""
+    def rescue(self, loop: Loop, best: Best | None = None) -> str:
+        """Save what was learned when a run ends badly, and the ``best`` of it; sentences on what became of it."""
+        return " ".join(self._rescued(loop, one) for one in ((None, best) if best else (None,)))
+
+    def _rescued(self, loop: Loop, best: Best | None) -> str:
+        step = loop.step if best is None else best.step
+        what = "LoRA" if best is None else "best LoRA,"
         try:
-            where = self._save_so_far(loop)
+            where = self._save_so_far(loop, best)
         except Exception as failure:  # noqa: BLE001 - must not hide what ended the run
-            _log.exception("The LoRA after %d steps could not be saved", loop.step)
-            return f"The LoRA after {loop.step} steps could NOT be saved: {failure}"
-        return f"The LoRA after {loop.step} steps is kept in output/{where}."
+            _log.exception("The LoRA after %d steps could not be saved", step)
+            return f"The {what} after {step} steps could NOT be saved: {failure}"
+        return f"The {what} after {step} steps is kept in output/{where}."
 
-    def _save_so_far(self, loop: Loop) -> str:
-        name = f"{self.name}_step{loop.step:06}"
+    def _save_so_far(self, loop: Loop, best: Best | None = None) -> str:
+        step, kind = (loop.step, "") if best is None else (best.step, "_best")
+        name = f"{self.name}{kind}_step{step:06}"
         path = paths.loras_folder() / f"{name}.safetensors"
-        where = paths.relative_to_output(result.save_lora(path, self.adapter(loop, name)))
-        self.sink(Saved(loop.step, where))
+        where = paths.relative_to_output(result.save_lora(path, self.adapter(loop, name, best)))
+        self.sink(Saved(step, where))
         return where

@@ -33,7 +33,8 @@ class Preparation:
     Attributes:
         pictures: The dataset's pictures.
         classes: The class images, None where there are none.
-        texts: The texts of both, and of the priors.
+        held_out: The validation pictures, None where there are none.
+        texts: The texts of all, and of the priors.
     """
 
     def __init__(
@@ -53,6 +54,9 @@ class Preparation:
         self.classes: EncodedPictures | None = None
         if dataset.classes is not None and dataset.class_weight > 0:
             self.classes = EncodedPictures(dataset.classes, *wires, latents, digests)
+        self.held_out: EncodedPictures | None = None
+        if request.validation is not None:
+            self.held_out = EncodedPictures(request.validation, *wires, latents, digests)
         self.texts = EncodedTexts(request.clip, Cache(folder / "texts", warn))
         self._drawn = self._prior_texts()
         self._base_text = BaseText(dataset, request.objective) if self._on_instances else None
@@ -81,6 +85,9 @@ class Preparation:
         self.pictures.prepare(lambda total: self._stage("encoding pictures", total), self._poll)
         if self.classes is not None:
             self.classes.prepare(lambda n: self._stage("encoding class images", n), self._poll)
+        if self.held_out is not None:
+            name = "encoding validation pictures"
+            self.held_out.prepare(lambda total: self._stage(name, total), self._poll)
         try:
             self._digests.save()
         except OSError as error:
@@ -111,6 +118,17 @@ class Preparation:
         conditioner = Conditioner(trained.patcher, trained.device)
         return TrainingData(self.pictures, priors, self.texts, conditioner, trained.device)
 
+    def held_out_data(self, trained: Trainee) -> TrainingData | None:
+        """What a validation looks at, without priors; None without validation pictures.
+
+        Args:
+            trained: The trainee.
+        """
+        if self.held_out is None:
+            return None
+        conditioner = Conditioner(trained.patcher, trained.device)
+        return TrainingData(self.held_out, [], self.texts, conditioner, trained.device)
+
     @property
     def _on_instances(self) -> bool:
         objective = self.request.objective
@@ -135,8 +153,12 @@ class Preparation:
         if self._base_text is not None:
             texts |= dict.fromkeys(text for t in texts if (text := self._base_text(t)) is not None)
             texts |= {"": None}
-        if self.classes is not None and (own := dataset.classes) is not None:
-            texts |= dict.fromkeys(text for i in range(len(own)) for text in own.texts(i))
+        for own, pictures in (
+            (dataset.classes, self.classes),
+            (self.request.validation, self.held_out),
+        ):
+            if own is not None and pictures is not None:
+                texts |= dict.fromkeys(text for i in range(len(own)) for text in own.texts(i))
         if self._drawn:
             texts |= dict.fromkeys([*self._drawn, ""])
         return list(texts)
@@ -147,6 +169,7 @@ class Preparation:
         def guard() -> contextlib.AbstractContextManager[Any]:
             return preview.untouched(trained)
 
-        self.texts.guard = self.pictures.guard = guard
-        if self.classes is not None:
-            self.classes.guard = guard
+        self.texts.guard = guard
+        for pictures in (self.pictures, self.classes, self.held_out):
+            if pictures is not None:
+                pictures.guard = guard

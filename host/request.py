@@ -34,6 +34,7 @@ class Request:
     sampler: Any = None
     sigmas: Any = None
     state: State | None = None
+    validation: Dataset | None = None
     name: str = "graft"
     node_id: str | None = None
     workflow_id: str | None = None
@@ -62,6 +63,11 @@ def check(request: Request) -> None:
     request.optimizer.check(request.model.load_device)
     if request.objective.preserve > 0 and request.objective.preserve_on == INSTANCES:
         BaseText(request.dataset, request.objective)
+    if request.plan.patience and request.validation is None:
+        raise ValueError(
+            f"patience is {request.plan.patience} but nothing is connected to validation: connect pictures that are "
+            "not trained on, or set patience to 0."
+        )
     refuse_untrainable(request.model)
     wired = sampling.of_model(request.model)
     check_objective(request.objective, wired, request.plan.effective_batch)

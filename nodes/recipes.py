@@ -16,6 +16,7 @@ from .config import PRESERVE_PROMPTS, lines
 from .engine import (
     EXTRAS,
     HIDDEN,
+    LATER,
     LORA_NAME,
     RUN_SEED,
     WIRES,
@@ -95,6 +96,7 @@ class TrainLora(io.ComfyNode):
                     multiline=True,
                     advanced=True,
                 ),
+                *sockets(*LATER, optional=True),
             ],
             outputs=outputs(),
         )
@@ -130,6 +132,7 @@ class TrainLora(io.ComfyNode):
         sampler: Any = None,
         sigmas: Any = None,
         state: Any = None,
+        validation: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(
             steps_for(steps, steps_unit, dataset, batch_size, accumulate),
@@ -148,6 +151,7 @@ class TrainLora(io.ComfyNode):
                 preserve_prompts=lines(preserve_prompts),
             ),
             "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
+            "validation": validation,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 

@@ -67,8 +67,9 @@ class Loop:
     """A run in progress.
 
     ``poll`` is called before every micro-batch; it may raise to interrupt the run, and returns
-    True to end it after the step in hand as if it were done. ``after`` is called after every step,
-    and with 0 before the first one of a fresh run.
+    True to end it after the step in hand as if it were done. ``monitor`` gets what ``sink`` gets of every
+    step, and can end the run in the same way. ``after`` is called after every step, and with 0 before
+    the first one of a fresh run.
     """
 
     denoiser: Denoiser
@@ -80,6 +81,7 @@ class Loop:
     sink: Sink = lambda event: None
     poll: Callable[[], bool] = lambda: False
     after: Callable[[int], None] = lambda step: None
+    monitor: Callable[[Progress], bool] = lambda event: False
     step: int = field(default=0, init=False)
     losses: list[float] = field(default_factory=list, init=False)
     record: Record = field(default_factory=Record, init=False)
@@ -152,16 +154,10 @@ class Loop:
             self.losses.append(loss)
             self.record.end()
             seconds = time.perf_counter() - started
-            self.sink(
-                Progress(
-                    self.step,
-                    self.end,
-                    loss,
-                    self.stepper.lr(self.step - 1, self.total),
-                    norm,
-                    seconds,
-                )
-            )
+            lr = self.stepper.lr(self.step - 1, self.total)
+            event = Progress(self.step, self.end, loss, lr, norm, seconds)
+            self.sink(event)
+            stop = self.monitor(event) or stop
             self.after(self.step)
             if stop:
                 return False

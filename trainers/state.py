@@ -19,7 +19,8 @@ class State:
     the digest of what it was trained on, ``settings`` what it was trained with. ``groups`` are the
     running numbers of groups of parameters, for the optimizers named in ``algorithm`` that have such;
     ``ema`` are the averaged weights per parameter name after ``ema_updates``, empty without them. ``record`` has the
-    noise levels and losses of the pictures of every step.
+    noise levels and losses of the pictures of every step. ``validation`` has
+    step and loss of the held-out pictures.
     """
 
     step: int
@@ -35,6 +36,7 @@ class State:
     ema: Mapping[str, torch.Tensor] = field(default_factory=dict)
     ema_updates: int = 0
     record: tuple[Row, ...] = ()
+    validation: tuple[tuple[int, float], ...] = ()
 
 
 def optimizer_state(

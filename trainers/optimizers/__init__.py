@@ -157,6 +157,11 @@ class Optimizer:
         ]
         return f"{type(self).__name__}({', '.join(said)})"
 
+    @property
+    def averages(self) -> bool:
+        """Whether the result is an average and not the last weights."""
+        return self.ema_decay > 0 or getattr(self.algorithm, "averages", False)
+
     def factor(self, step: int, total: int) -> float:
         """The schedule's factor for ``step`` (from 0); past ``total`` the last value holds."""
         return self.schedule.factor(min(step, total - 1), total)
