@@ -53,7 +53,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def settable(settings: Any) -> "dict[str, dataclasses.Field[Any]]":
-    """The fields of a dataclass that a value or a text can set, by name."""
+    """The fields of a dataclass that a text can set, by name."""
     fields = dataclasses.fields(settings)
     return {f.name: f for f in fields if isinstance(f.default, bool | int | float | str)}
 
@@ -113,8 +113,8 @@ class Registry(Generic[T]):
             ValueError: Unknown name, unknown option (near names are listed) or a malformed value.
         """
         cls = self.get(name)
-        fields = settable(cls)
-        chosen = {key: value for key, value in values.items() if key in fields}
+        fields, every = settable(cls), getattr(cls, "__dataclass_fields__", {})
+        chosen = {key: value for key, value in values.items() if key in every}
         for part in filter(None, (part.strip() for part in re.split(r"[,\n]", options))):
             key, separator, text = (piece.strip() for piece in part.partition("="))
             if not separator:
