@@ -54,7 +54,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def options_of(settings: type) -> dict[str, "dataclasses.Field[Any]"]:
-    """The fields of a dataclass that a value or an option string can set, by name."""
+    """The fields of a dataclass that an option string can set, by name."""
     fields = dataclasses.fields(settings)
     return {f.name: f for f in fields if f.metadata and isinstance(f.default, _SCALARS)}
 
@@ -136,9 +136,9 @@ class Registry(Generic[T]):
             ValueError: Unknown name, unknown option (near names are listed) or a malformed value.
         """
         cls = self.get(name)
-        fields = options_of(cls)
-        chosen = {key: value for key, value in values.items() if key in fields}
-        return cls(**{**chosen, **parse_options(cls, name, options)})
+        every = getattr(cls, "__dataclass_fields__", {})
+        chosen = {key: value for key, value in values.items() if key in every}
+        return cls(**{**chosen, **parse_options(cast(Any, cls), name, options)})
 
     def discover(self, path: Iterable[str], package: str) -> None:
         """Import every module of a package, so that its members register themselves."""

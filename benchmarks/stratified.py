@@ -118,12 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200, help="steps on graft-mini")
     parser.add_argument("--batch", type=int, default=8, help="pictures a step on graft-mini")
+    parser.add_argument("--weights", nargs="+", default=["one", "min-snr"], help="on graft-mini")
     given = parser.parse_args()
     subjects.start()
     print("variance with stratified levels over that with independent ones")
     for batch in BATCHES:
         print(f"Gaussian, {batch} pictures a step: loss {gaussian(batch):.3f}")
-    for weight in ("one", "min-snr"):
+    for weight in given.weights:
         loss, gradient = mini(given.batch, given.steps, weight)
         print(
             f"graft-mini, {weight}, {given.batch} pictures, {given.steps} steps: "

@@ -192,7 +192,7 @@ class Loop:
                     base = self.denoiser(noised.x, noised.sigma, batch.cond)
                 noised = replace(noised, target=base.float())
             losses = self.objective.sample_loss(self.denoiser, noised, batch)
-            if not batch.keeps_base:
+            if not batch.use:
                 self.record.note(noised.sigma, losses)
             yield batch.weight * losses
 

@@ -30,7 +30,7 @@ class Record:
 
     def end(self) -> None:
         """The step is done."""
-        levels, losses = torch.cat(self._seen, 1).tolist()
+        levels, losses = torch.cat(self._seen, 1).tolist() if self._seen else ((), ())
         self.rows.append((tuple(levels), tuple(losses)))
         self._seen.clear()
 
