@@ -21,7 +21,7 @@ from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import comparison, graph, identity, paths, plots, preview, result, runs
 from .keeper import Keeper
-from .pictures import Digests
+from .picture_index import Digests
 from .preparation import Preparation
 from .progress import RunSink
 from .request import Request, check, check_state

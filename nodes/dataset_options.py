@@ -6,7 +6,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.data import Captioning, Dataset, Framing, describe, list_texts, with_masks
+from ..trainers.data import (
+    Captioning,
+    Dataset,
+    Framing,
+    check_texts,
+    describe,
+    list_texts,
+    with_masks,
+)
 from .schema import GraftDataset, field, output, schema, seed, socket, switch
 
 _DATASET = "The pictures: from Load Images For Training, or joined ones, of which each is changed."
@@ -80,6 +88,8 @@ class Captions(io.ComfyNode):
             seed=seed,
         )
         changed = dataset.map(lambda part: replace(part, captioning=captioning))
+        if wildcards:
+            check_texts(changed)
         return io.NodeOutput(changed, list_texts(changed))
 
 

@@ -11,7 +11,7 @@ from .item import Item
 from .join import join
 from .listing import folder_fingerprint
 from .masks import with_masks
-from .report import describe, duplicates, list_texts
+from .report import check_texts, describe, duplicates, list_texts
 from .sheet import contact_sheet
 from .split import split
 
@@ -25,6 +25,7 @@ __all__ = [
     "Item",
     "View",
     "check_image",
+    "check_texts",
     "class_names",
     "contact_sheet",
     "describe",

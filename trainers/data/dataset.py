@@ -5,7 +5,7 @@ A dataset is either pictures with one way to treat them, or parts, each of which
 Everything about picture i is asked of the dataset, which asks the part.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...registry import check_limits, option
@@ -178,16 +178,16 @@ class Dataset:
             ImageError: A file cannot be read, or the mask is of another size.
             ValueError: There is no such view, or the framing has no size for the picture.
         """
-        return self.read_views(index, [number])[0]
+        return next(self.some_views(index, (number,)))
 
-    def read_views(self, index: int, numbers: Sequence[int]) -> list[Fitted]:
-        """As `view`, for several views of a picture that is decoded once.
+    def some_views(self, index: int, numbers: Iterable[int]) -> Iterator[Fitted]:
+        """As `view`, of several views in turn; the files are decoded once.
 
         Args:
             index: Number of the picture.
             numbers: Numbers of the views.
 
-        Returns:
+        Yields:
             The views, in their order.
 
         Raises:
@@ -195,10 +195,11 @@ class Dataset:
             ValueError: There is no such view, or the framing has no size for the picture.
         """
         part, i = self.part(index)
-        item, size = part.items[i], self.size(index)
+        size = self.size(index)
         views = [part.framing.view(size, i, number, part.crops) for number in numbers]
-        pixels, mask = item.read(), item.read_mask()
-        return [part.framing.fitted(pixels, mask, view) for view in views]
+        pixels, mask = part.items[i].read(), part.items[i].read_mask()
+        for view in views:
+            yield part.framing.fitted(pixels, mask, view)
 
     def view_key(self, index: int, number: int) -> str:
         """Hash everything that `view` depends on beside the contents of the picture and of the mask.

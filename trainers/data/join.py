@@ -93,6 +93,8 @@ def _part(part: Dataset, repeats: int, weight: float, labels: tuple[str, ...]) -
         label = item.label
         if label is not None and part.labels:
             label = labels.index(part.labels[label])
+        if (repeats, weight, label) == (1, 1.0, item.label):
+            return item  # a copy would copy its pixels, too
         return replace(
             item, repeats=item.repeats * repeats, weight=item.weight * weight, label=label
         )

@@ -54,6 +54,9 @@ def folder_fingerprint(folder: str | Path, recursive: bool = False) -> str:
     sha = hashlib.sha256()
     root = Path(folder).resolve()
     listing = scan(root, recursive) if root.is_dir() else Listing()
+    # A folder without a picture is a class without one, where folders are classes.
+    folders = [(path.as_posix(), -1, -1) for path in listing.folders if recursive]
+    sha.update(repr(folders).encode("utf-8", "surrogateescape") if folders else b"")
     metadata = [path for path in listing.others if path.as_posix() in METADATA]
     for path in (
         *listing.images,

@@ -49,11 +49,13 @@ def by_metadata(
     if not rows:
         raise ValueError(f"{name.name} in '{root.name}' has no rows: give it one for each image")
     caption, mask, warnings = _columns(f"{name.name} in '{root.name}'", rows)
+    files = {path.as_posix(): path for path in (*listing.images, *listing.masks)}
+    files = {name.casefold(): path for name, path in files.items()} | files
     entries: list[Entry] = []
     problems: list[str] = []
     for where, row in rows:
         try:
-            entries.append(_entry(root, row, caption, mask, several))
+            entries.append(_entry(files, row, caption, mask, several))
         except ValueError as error:
             problems.append(f"{name.name}, {where}: {error}")
     for path, count in Counter(entry.image for entry in entries).items():
@@ -150,28 +152,30 @@ def _columns(name: str, rows: list[Row]) -> tuple[str, str, list[str]]:
     return chosen[0], chosen[1], warnings
 
 
-def _entry(root: Path, row: Mapping[str, Any], caption: str, mask: str, several: bool) -> Entry:
+def _entry(
+    files: Mapping[str, Path], row: Mapping[str, Any], caption: str, mask: str, several: bool
+) -> Entry:
     return Entry(
-        _file(root, row.get(FILE), FILE),
+        _file(files, row.get(FILE), FILE),
         _captions(row.get(caption), several),
-        mask=_file(root, row[mask], mask) if mask and row.get(mask) else None,
+        mask=_file(files, row[mask], mask) if mask and row.get(mask) else None,
         repeats=_repeats(row.get("repeats")),
         weight=_weight(row.get("weight")),
         label=_label(row.get("label")),
     )
 
 
-def _file(root: Path, name: Any, column: str) -> Path:
+def _file(files: Mapping[str, Path], name: Any, column: str) -> Path:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{column} is empty: name a file, or remove the row")
     path = PurePosixPath(name.strip().replace("\\", "/"))
     if path.is_absolute() or PureWindowsPath(path).drive or ".." in path.parts:
         raise ValueError(f"{column} '{name}' leads out of the folder: name a file inside")
-    if not (root / path).is_file():
-        raise ValueError(f"{column} '{name}' is not there: look at its spelling, or remove the row")
-    if not stays(root / path, root):
-        raise ValueError(f"{column} '{name}' is a link out of the folder: copy the file")
-    return Path(path)
+    found = files.get(path.as_posix()) or files.get(path.as_posix().casefold())
+    if found is None or found.as_posix() != path.as_posix():  # not so on every system
+        hint = f"did you mean {found.as_posix()}?" if found else "look at its spelling"
+        raise ValueError(f"{column} '{name}' is no image in the folder: {hint}")
+    return found
 
 
 def _captions(value: Any, several: bool) -> tuple[str, ...]:

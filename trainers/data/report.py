@@ -40,6 +40,27 @@ def describe(dataset: Dataset) -> str:
     return "\n".join(lines)
 
 
+def check_texts(dataset: Dataset) -> None:
+    """Read every caption, so that a bad one is known before anything is encoded.
+
+    Args:
+        dataset: Whose captions.
+
+    Raises:
+        ValueError: Wildcards that cannot be read; names their pictures.
+    """
+    problems = []
+    for index, name in enumerate(picture_names(dataset)):
+        try:
+            dataset.texts(index)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        more = f"\n  and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        count = _count(len(problems), "caption")
+        raise ValueError(f"{count} cannot be used:\n  " + "\n  ".join(problems[:_NAMED]) + more)
+
+
 def list_texts(dataset: Dataset, count: int = 8) -> str:
     """List the texts of the first pictures, for people.
 
@@ -153,11 +174,12 @@ def _caption_lines(dataset: Dataset, names: list[str]) -> list[str]:
         least, most = min(map(len, texts)), max(map(len, texts))
         each = str(most) if least == most else f"{least} to {most}"
         lines.append(f"texts: {len(distinct)} distinct, {each} for an image")
+    start = 0
     for part in dataset.parts or (dataset,):
+        own = texts[start : start + len(part)]
+        start += len(part)
         if part.trigger:
-            count = sum(
-                any(part.trigger in text for text in part.texts(i)) for i in range(len(part))
-            )
+            count = sum(any(part.trigger in text for text in one) for one in own)
             lines.append(f'trigger "{part.trigger}": in {count} of {len(part)} captions')
     return lines
 

@@ -10,8 +10,8 @@ def split(dataset: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Datas
     """Hold some pictures of a dataset out.
 
     Each picture's contents are hashed with the seed, and those with the lowest hashes are held out:
-    wherever a picture lies and whatever it is called, and equal pictures on the same side. Adding a
-    picture moves at most as many others as the held-out number grows by, or its own place pushes out.
+    wherever a picture lies and whatever it is called, and equal pictures on the same side. One more
+    picture moves at most one other.
 
     Args:
         dataset: What to split.

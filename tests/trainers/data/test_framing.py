@@ -31,6 +31,21 @@ def test_a_picture_of_an_sdxl_shape_has_that_bucket(size, shrink):
     assert how.size(width // shrink, height // shrink, 1024) == (width, height)
 
 
+# What sd-scripts makes of --resolution 512 --min_bucket_reso 256 --max_bucket_reso 1024 --bucket_reso_steps 64:
+# for each width the largest height whose product with it is at most 512^2, and both turned.
+KOHYA = """256x1024 320x704 320x768 384x640 448x576 512x512 576x448 640x384 704x320 768x320 832x256 896x256 960x256
+1024x256 256x832 256x896 256x960"""
+
+
+@pytest.mark.parametrize("size", KOHYA.split())
+def test_a_picture_of_a_kohya_bucket_has_that_bucket(size):
+    width, height = map(int, size.split("x"))
+    how = Framing(step=64, min_side=256, max_side=1024, upscale=True)
+    for factor in (1, 2, 0.25):
+        picture = (round(factor * width), round(factor * height))
+        assert how.size(*picture, 512) == (width, height)
+
+
 def test_upscaling_gives_the_bucket_of_a_large_picture_of_the_same_shape():
     for width, height in itertools.product((17, 100, 331, 640), (23, 64, 427)):
         large = size_for(width * 400, height * 400, 512)
@@ -162,6 +177,37 @@ def test_a_mask_without_scaling_keeps_every_bit():
     assert torch.equal(fitted.pixels, pixels[:, 8:72].flip(1)) and fitted.crop == (0, 8)
     with pytest.raises(ValueError, match="the mask is"):
         fit(pixels, (64, 64), mask=mask[1:])
+
+
+def test_views_in_inference_mode_can_be_trained_on():
+    with torch.inference_mode():
+        item = Item("a", pixels=torch.rand(96, 64, 3), mask=torch.rand(96, 64))
+        dataset = Dataset([item], resolution=64, framing=Framing(outside=0.5, flip=True))
+        for view in (dataset.view(0, 0), dataset.view(0, 1)):
+            assert not view.pixels.is_inference() and not view.mask.is_inference()
+        assert not item.read_mask().is_inference()
+
+
+def test_a_mask_belongs_to_its_item():
+    mask = torch.rand(96, 64)
+    item = Item("a", pixels=torch.rand(96, 64, 3), mask=mask)
+    before, digest = mask.clone(), item.mask_digest()
+    mask.zero_()
+    item.read_mask().zero_()
+    assert torch.equal(item.read_mask(), before) and item.mask_digest() == digest
+
+
+def test_several_views_are_those_one_by_one(monkeypatch):
+    item = Item("a", pixels=torch.rand(96, 64, 3), mask=torch.rand(96, 64))
+    dataset = Dataset([item], resolution=64, crops=3, framing=Framing(flip=True))
+    read = []
+    monkeypatch.setattr(Item, "read", lambda self: read.append(1) or self.pixels.clone())
+    several = list(dataset.some_views(0, range(6)))
+    assert len(read) == 1
+    for number, view in enumerate(several):
+        single = dataset.view(0, number)
+        assert torch.equal(view.pixels, single.pixels) and torch.equal(view.mask, single.mask)
+        assert view.crop == single.crop
 
 
 def test_keys_tell_views_apart_and_nothing_else():

@@ -229,4 +229,8 @@ def test_the_fingerprint_follows_masks_metadata_and_other_captions(folder):
     prints.add(folder_fingerprint(folder))
     (folder / "metadata.jsonl").write_text("{}")
     prints.add(folder_fingerprint(folder))
-    assert len(prints) == 4
+    prints.add(folder_fingerprint(folder, recursive=True))
+    (folder / "an empty class").mkdir()
+    prints.add(folder_fingerprint(folder))
+    prints.add(folder_fingerprint(folder, recursive=True))
+    assert len(prints) == 5

@@ -102,7 +102,9 @@ def test_a_folder_with_metadata_says_how_to_read_it(folder):
         ('{"file_name": "1.png", "text": "a", "text": "b"}', "'text' is given twice"),
         ('{"image": "1.png"}', "has no column 'file_name': found image"),
         ('{"file_name": "1.png", "text": "a", "caption": "b"}', "several columns of captions, text and caption"),
-        ('{"file_name": "gone.png", "text": "a"}', "row 1: file_name 'gone.png' is not there"),
+        ('{"file_name": "gone.png", "text": "a"}', "row 1: file_name 'gone.png' is no image in the folder: look at"),
+        ('{"file_name": "train/A.png", "text": "a"}', "did you mean train/a.png?"),
+        ('{"file_name": "metadata.jsonl", "text": "a"}', "'metadata.jsonl' is no image in the folder"),
         ('{"file_name": "../x.png", "text": "a"}', "leads out of the folder"),
         ('{"file_name": "/etc/x.png", "text": "a"}', "leads out of the folder"),
         ('{"file_name": "C:\\\\x.png", "text": "a"}', "leads out of the folder"),
@@ -158,14 +160,23 @@ def test_none_or_two_files(folder):
 
 
 def test_links_out_of_the_folder_are_refused(folder, tmp_path):
-    Image.new("RGB", (32, 24)).save(tmp_path / "secret.dat", format="PNG")
     (tmp_path / "rows").write_text('{"file_name": "1.png", "text": "a"}')
     try:
-        (folder / "secret.dat").symlink_to(tmp_path / "secret.dat")
         (folder / "metadata.csv").symlink_to(tmp_path / "rows")
     except OSError:
         pytest.skip("symbolic links cannot be made here")
-    with pytest.raises(ValueError, match="link out of the folder"):
+    with pytest.raises(ValueError, match="metadata.csv in 'data' is a link out of the folder"):
         read_folder(folder, layout="metadata")
     (folder / "metadata.csv").unlink()
-    assert "link out of the folder" in refused(folder, '{"file_name": "secret.dat", "text": "a"}')
+    Image.new("RGB", (32, 24)).save(tmp_path / "secret.png")
+    (folder / "secret.png").symlink_to(tmp_path / "secret.png")
+    assert "lead out of the folder" in refused(folder, '{"file_name": "1.png", "text": "a"}')
+
+
+def test_names_that_differ_in_case_only(folder):
+    Image.new("RGB", (32, 24), "red").save(folder / "A.png")
+    Image.new("RGB", (32, 24), "blue").save(folder / "a.png")
+    if len(list(folder.glob("[aA].png"))) == 1:
+        pytest.skip("the file system does not tell the case of names")
+    rows = '{"file_name": "a.png", "text": "blue"}\n{"file_name": "A.png", "text": "red"}'
+    assert [item.name for item in read(folder, rows)[0]] == ["a.png", "A.png"]
