@@ -27,7 +27,10 @@ from tests.host import inprocess
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".figures"
-TOPICS = {"skeleton": "graft.benchmarks.skeleton.rows"}
+TOPICS = {
+    "skeleton": "graft.benchmarks.skeleton.rows",
+    "data": "graft.benchmarks.data.rows",
+}
 START, END = (
     "<!-- figures: made by `python -m benchmarks.figures --readme` -->",
     "<!-- /figures -->",

@@ -34,7 +34,7 @@ from . import (
     sampling,
 )
 from .keeper import Keeper
-from .pictures import Digests
+from .picture_index import Digests
 from .preparation import Preparation
 from .progress import RunSink
 from .request import Request, check, check_state

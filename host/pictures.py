@@ -3,55 +3,20 @@
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..trainers.data import Dataset, Item
+from ..trainers.data import Dataset
 from ..trainers.data.cache import Cache, key_of
-from ..trainers.data.file_digests import FileDigests
 from ..trainers.data.tensor_files import Entry
 from . import autoencoder, identity
+from .picture_index import Digests
 from .training_data import View
 
 POLL_EVERY = 64  # pictures that are looked up
 _VERSION = "graft latents 1"
-
-
-class Digests:
-    """Digests of pictures and masks: of files by an index, of pixels once a run.
-
-    Args:
-        folder: Where the index is kept; None keeps it in memory.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self._files = FileDigests(folder)
-        self._pixels: dict[int, tuple[Item, str]] = {}
-
-    def picture(self, item: Item) -> str:
-        """As ``item.picture_digest()``."""
-        if item.path is not None:
-            return self._files.digest(item.path, item.picture_digest)
-        if id(item) not in self._pixels:
-            self._pixels[id(item)] = (item, item.picture_digest())
-        return self._pixels[id(item)][1]
-
-    def mask(self, item: Item) -> str:
-        """As ``item.mask_digest()``."""
-        if isinstance(item.mask, str):
-            return self._files.digest(item.mask, item.mask_digest)
-        return item.mask_digest()
-
-    def save(self) -> None:
-        """Write the index.
-
-        Raises:
-            OSError: The disk is full, or the folder cannot be written.
-        """
-        self._files.save()
 
 
 class EncodedPictures:

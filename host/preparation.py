@@ -10,7 +10,8 @@ from ..trainers.data.cache import Cache
 from ..trainers.objectives import INSTANCES
 from . import paths, preview
 from .conditioning import Conditioner, family_check
-from .pictures import Digests, EncodedPictures
+from .picture_index import Digests
+from .pictures import EncodedPictures
 from .priors import BaseText, prior_list, prior_prompts, sample_priors
 from .request import Request
 from .texts import EncodedTexts

@@ -70,8 +70,10 @@ class BaseText:
 
 
 def _texts(dataset: Dataset) -> dict[str, None]:
-    """Every text that is trained with, in the order of the pictures."""
-    return dict.fromkeys(text for i in range(len(dataset)) for text in dataset.texts(i))
+    """Every text that is trained with: the first of each picture, then the second of each, and so on."""
+    every = [dataset.texts(i) for i in range(len(dataset))]
+    most = max(map(len, every))
+    return dict.fromkeys(texts[k] for k in range(most) for texts in every if k < len(texts))
 
 
 def _triggers(dataset: Dataset) -> re.Pattern[str]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import graph
+from ..host import graph, paths
+from ..host.picture_index import Checks
 from ..trainers.data import (
     Dataset,
     Item,
@@ -126,7 +127,9 @@ class LoadImages(io.ComfyNode):
         caption_lines: bool = False,
     ) -> io.NodeOutput:
         path = graph.picture_folder(folder)
-        items, warnings = read_folder(path, caption, recursive, layout, caption_lines, masks)
+        check = Checks(paths.cache_folder() / "checks")
+        items, warnings = read_folder(path, caption, recursive, layout, caption_lines, masks, check)
+        check.save()
         labels = class_names(path) if layout == CLASSES else ()
         dataset = Dataset(
             items, trigger.strip(), resolution, folder, warnings, crops, labels=labels

@@ -396,6 +396,8 @@ def test_priors_are_captions_without_the_trigger_as_a_word():
     data = Dataset(tuple(Item(text, pixels=pixels) for text in captions), trigger="sks")
     assert prior_prompts(data, ()) == (", a cat", "")
     assert prior_prompts(data, ("x", "x", "y")) == ("x", "y", "")
+    several = [Item((f"a sks {i}", f"b sks {i}"), pixels=pixels) for i in range(2)]
+    assert prior_prompts(Dataset(tuple(several), "sks"), ())[:4] == ("a 0", "a 1", "b 0", "b 1")
     bare = Dataset(data.items, trigger="")
     assert prior_prompts(bare, ()) == ("",)
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from graft.host import autoencoder
 from graft.host.conditioning import encode_text
-from graft.host.pictures import Digests, EncodedPictures
+from graft.host.picture_index import Digests
+from graft.host.pictures import EncodedPictures
 from graft.host.texts import EncodedTexts
 from graft.trainers.data import Dataset, Framing, Item
 from graft.trainers.data.cache import Cache
@@ -224,3 +225,27 @@ def test_a_text_that_names_an_embedding_file_is_encoded_by_every_run(tmp_path):
         made.prepare(["an embedding:thing"], lambda total: lambda: None)
         assert made.encoded == 1 and made["an embedding:thing"].text.ndim == 3
     assert not list(tmp_path.rglob("*.tensors"))
+
+
+def test_a_file_is_decoded_once_and_for_all(files, tmp_path, monkeypatch):
+    from graft.host import picture_index
+    from graft.host.picture_index import Checks
+    from graft.trainers.data import ImageError, check_image
+
+    decoded = []
+    monkeypatch.setattr(
+        picture_index, "check_image", lambda path: decoded.append(path) or check_image(path)
+    )
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    for _ in range(2):
+        checks = Checks(tmp_path / "checks")
+        assert [checks(path) for path in files] == [check_image(path) for path in files]
+        with pytest.raises(ImageError):
+            checks(tmp_path / "bad.png")
+        checks.save()
+    assert len(decoded) == 4 + 2
+    write(files[0], seed=7, age=30)
+    assert Checks(tmp_path / "checks")(files[0]) and len(decoded) == 7
+    for index in (tmp_path / "checks").iterdir():
+        index.write_text(index.read_text().replace("width", "breadth"))
+    assert Checks(tmp_path / "checks")(files[1]) == check_image(files[1])

@@ -119,7 +119,8 @@ def test_latents_are_drawn_from_their_distribution():
 
 
 def test_a_vae_with_a_distribution_gives_its_moments_over_many_draws(tmp_path):
-    from graft.host.pictures import Digests, EncodedPictures
+    from graft.host.picture_index import Digests
+    from graft.host.pictures import EncodedPictures
     from graft.trainers.data import Dataset, Item
     from graft.trainers.data.cache import Cache
 

@@ -6,7 +6,7 @@ than one at a time.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def read_folder(
     layout: str = PLAIN,
     several: bool = False,
     masks: str = NO_MASKS,
+    check: Callable[[Path], Checked] = check_image,
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     """Read a folder of pictures and their captions, in natural order of their names.
 
@@ -51,6 +52,7 @@ def read_folder(
         several: Whether each line of a caption file is a caption of its own.
         masks: "none"; "files": ``cat-masklabel.png`` beside ``cat.png``, white counts; "alpha": what is
             opaque in the picture counts.
+        check: Finds out whether a picture can be used; another one may remember it.
 
     Returns:
         The items, and warnings for people.
@@ -70,7 +72,7 @@ def read_folder(
     missing = [entry.image for entry in entries if not entry.captions]
     if missing and not problems:
         raise ValueError(_no_captions(root, missing, len(entries), layout))
-    items, notes = _items(root, entries, masks, problems)
+    items, notes = _items(root, entries, masks, problems, check)
     if problems:
         raise ValueError(_bad_files(root, problems))
     _check_alpha(root, items, masks)
@@ -158,12 +160,16 @@ def _masked(
 
 
 def _items(
-    root: Path, entries: Sequence[Entry], masks: str, problems: list[str]
+    root: Path,
+    entries: Sequence[Entry],
+    masks: str,
+    problems: list[str],
+    known: Callable[[Path], Checked],
 ) -> tuple[tuple[Item, ...], list[str]]:
     """Decode every picture once; reasons against the bad ones are added to the problems."""
     items, notes = [], []
     for entry in entries:
-        check = _checked(root, entry.image, problems)
+        check = _checked(root, entry.image, problems, known)
         if check is None:
             continue
         if check.warning:
@@ -178,7 +184,7 @@ def _items(
             weight=entry.weight,
             label=entry.label,
         )
-        if entry.mask is not None and _checked(root, entry.mask, problems):
+        if entry.mask is not None and _checked(root, entry.mask, problems, known):
             try:
                 item.check_mask_size()
             except ImageError as error:
@@ -195,12 +201,14 @@ def _check_alpha(root: Path, items: Sequence[Item], masks: str) -> None:
         )
 
 
-def _checked(root: Path, image: Path, problems: list[str]) -> Checked | None:
+def _checked(
+    root: Path, image: Path, problems: list[str], check: Callable[[Path], Checked]
+) -> Checked | None:
     if not (root / image).is_file():
         problems.append(f"{image.as_posix()}: {NO_FILE}")
         return None
     try:
-        return check_image(root / image)
+        return check(root / image)
     except ImageError as error:
         problems.append(f"{image.as_posix()}: {error.reason}")
         return None
