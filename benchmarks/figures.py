@@ -3,7 +3,7 @@
 
     make figures TOPIC=skeleton
     python -m benchmarks.figures skeleton --only concept --fresh
-    python -m benchmarks.figures --readme        put what was measured into docs/figures.md, its headlines into README.md
+    python -m benchmarks.figures --readme        put what was measured into docs/figures.md, headlines into README.md
 
 A measurement that is done is kept in .figures until a file that it depends on changes, so a run that was stopped goes
 on where it was. Exit status 1 when a promise falls short, or something could not be measured.
