@@ -49,16 +49,14 @@ def vae_digest(vae: Any, model: Any) -> str:
     """SHA-256 over what latents depend on: the VAE, how it computes, and the MODEL's latent format."""
     network = vae.first_stage_model
     facts = [type(network).__name__, getattr(vae, "vae_dtype", None), _kind(vae)]
-    base = getattr(model, "model", model)
-    form = base.latent_format
-    probe = torch.linspace(-2, 2, 2 * form.latent_channels).reshape(2, form.latent_channels)
-    probe = probe.reshape(*probe.shape, *[1] * form.latent_dimensions)
-    probe = probe.repeat(
-        1, 1, *[2] * form.latent_dimensions
-    )  # some formats fold places into channels
-    scaled = base.process_latent_in(probe).float().contiguous()
+    form = getattr(model, "model", model).latent_format
+    values = {name: getattr(form, name, None) for name in dir(form) if not name.startswith("_")}
+    for name, value in sorted(values.items()):
+        if isinstance(value, torch.Tensor):
+            facts.append((name, value.tolist()))
+        elif value is None or isinstance(value, (bool, int, float, str, list, tuple)):
+            facts.append((name, value))
     sha = hashlib.sha256(repr([*map(str, facts), type(form).__name__]).encode())
-    sha.update(scaled.cpu().view(torch.uint8).numpy().tobytes())
     sha.update(model_digest(vae.patcher).encode())
     return sha.hexdigest()
 

@@ -152,6 +152,12 @@ class EncodedPictures:
         shape: tuple[int, ...] = ()
         for number, fitted in zip(views, self._dataset.some_views(index, views), strict=True):
             found = autoencoder.posterior(self._vae, self._model, fitted.pixels[None])
+            if not torch.isfinite(found.mean).all():
+                name = self._dataset.items[index].name or f"picture {index + 1}"
+                raise ValueError(
+                    f"the VAE makes numbers of {name} that are not finite: start ComfyUI with --fp32-vae, or "
+                    "use another VAE (for SDXL one that is made for fp16)"
+                )
             shape = tuple(found.mean.shape[1:])
             tensors = {"mean": found.mean[0]}
             if found.spread is not None:

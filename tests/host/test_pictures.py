@@ -165,6 +165,37 @@ def test_what_is_lost_in_mid_run_is_encoded_under_guard(files, bench):
     assert guarded == [1]
 
 
+def test_latents_that_are_not_finite_are_refused_and_not_kept(files, bench, monkeypatch):
+    real = bench.vae.encode
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.vae, "encode", lambda pixels: real(pixels) * float("nan"))
+        with pytest.raises(ValueError, match="the VAE makes numbers of 0.png that are not finite"):
+            bench.encode(dataset(files))
+    assert bench.encode(dataset(files))[1] == 4
+
+
+def test_every_latent_format_of_the_host_has_a_digest_of_its_numbers():
+    import types
+
+    import comfy.latent_formats
+
+    from graft.host import identity
+
+    vae, digests = tiny.vae("sdxl"), {}
+
+    def digest(form):
+        return identity.vae_digest(vae, types.SimpleNamespace(latent_format=form))
+
+    for name, form in vars(comfy.latent_formats).items():
+        if isinstance(form, type) and issubclass(form, comfy.latent_formats.LatentFormat):
+            digests[name] = digest(form())
+            assert digest(form()) == digests[name]
+    assert len(set(digests.values())) == len(digests) > 10
+    scaled = comfy.latent_formats.SDXL()
+    scaled.scale_factor = 0.5
+    assert digest(scaled) != digests["SDXL"]
+
+
 def test_masks_come_at_the_size_of_the_latents(bench):
     mask = torch.zeros(64, 64)
     mask[:32, :20] = 1.0  # two and a half places of eight pixels
