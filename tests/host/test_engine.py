@@ -477,7 +477,7 @@ def test_with_an_average_the_result_is_the_average_and_the_last_weights_are_a_se
     main, raw = sorted(output.glob(f"graft/{outcome.run}/*.safetensors"))
     assert (main.name, raw.name) == ("graft.safetensors", "graft_raw.safetensors")
     assert (
-        f"average of decay 0.5; the last weights are in output/graft/{outcome.run}/{raw.name}"
+        f"average of decay 0.5; the last weights: output/graft/{outcome.run}/{raw.name}"
         in outcome.report
     )
     weights = {}

@@ -173,12 +173,15 @@ def test_pictures_that_are_trained_on_are_no_measure(wires, output):
 def test_a_look_that_takes_longer_than_the_training_is_told():
     """8 x 20 forward passes are those of 53 steps of one picture; of two pictures, 27."""
     from graft.host import health
+    from graft.trainers.data import Item
     from graft.trainers.plan import Plan
 
     many = dataclasses.replace(held_out(), items=held_out().items[:1] * 20)
-    (said,) = health.notes(dataset(), many, Plan(validate_every=50))
+    (said,) = health.notes(dataset(), many, Plan(validate_every=50), Item.picture_digest)
     assert "160 forward passes, about as long as 53 steps" in said
-    assert not health.notes(dataset(), many, Plan(batch_size=2, validate_every=50))
+    assert not health.notes(
+        dataset(), many, Plan(batch_size=2, validate_every=50), Item.picture_digest
+    )
 
 
 def test_patience_without_pictures_is_refused(wires, output):

@@ -162,7 +162,8 @@ def test_every_cut_of_the_batch_trains_the_same(wires, output, objective):
         cut, _ = train(wires, dataset, plan=plan, **objective)
         assert cut.loss_map["loss"] == pytest.approx(whole.loss_map["loss"], rel=1e-5)
         for key, value in whole.lora_model.items():
-            torch.testing.assert_close(cut.lora_model[key], value, rtol=2e-3, atol=2e-6)
+            # Adam divides by the gradient's own size: where that is nearly 0, rounding is a share of the step.
+            torch.testing.assert_close(cut.lora_model[key], value, rtol=2e-3, atol=1e-5)
 
 
 def test_class_images_add_their_plain_loss_times_their_weight(wires, output):

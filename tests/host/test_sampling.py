@@ -138,7 +138,7 @@ def test_a_conflict_is_refused_before_anything_is_encoded_or_written(
     from tests.host.test_engine import request
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
-    monkeypatch.setattr(engine, "encode_pictures", None)
+    monkeypatch.setattr(engine, "Preparation", None)
     wires = {family: tiny.model(family), f"vae_{family}": tiny.vae(), f"clip_{family}": tiny.clip()}
     given = {"noise": "model", "weight": "one", "metric": "l2", "options": ""} | choice
     objective = ObjectiveNode.execute(**given, preserve=0.0, preserve_prompts="").args[0]

@@ -21,11 +21,11 @@ def test_the_objective_is_built_from_widgets():
     made = ObjectiveNode.execute("model", "one", "l2", 0.5, " a cat \n\na dog", "").args[0]
     parts = NOISE.get("model")(), WEIGHTS.get("one")(), METRICS.get("l2")()
     assert made == Objective(*parts, preserve=0.5, preserve_prompts=("a cat", "a dog"))
-    given = ("model", "one", "l2", 0.5, "", "", "instances", "dog")
+    given = ("model", "one", "l2", 0.5, "", "", "gaussian", "instances", "dog")
     made = ObjectiveNode.execute(*given).args[0]
     assert made == Objective(*parts, preserve=0.5, preserve_on="instances", class_word="dog")
     with pytest.raises(ValueError, match="Unknown preserve_on 'instance'. Did you mean instances"):
-        ObjectiveNode.execute(*given[:6], "instance")
+        ObjectiveNode.execute(*given[:7], "instance")
 
 
 def test_the_objective_takes_its_own_options_beside_those_of_its_parts():
