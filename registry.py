@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_SCALARS = (bool, int, float, str)
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -50,6 +51,34 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return f"Unknown {kind} '{name}'.{hint} Known: {', '.join(known)}."
+
+
+def options_of(settings: type) -> dict[str, "dataclasses.Field[Any]"]:
+    """The fields of a dataclass that an option string can set, by name."""
+    fields = dataclasses.fields(settings)
+    return {f.name: f for f in fields if f.metadata and isinstance(f.default, _SCALARS)}
+
+
+def parse_options(settings: type, name: str, options: str) -> dict[str, Any]:
+    """Values for the fields of a dataclass from a string such as ``"gamma=5, p_mean=-1.2"``.
+
+    Args:
+        settings: The dataclass.
+        name: What it is called in messages.
+        options: ``name=value`` pairs with commas or new lines between them.
+
+    Raises:
+        ValueError: Unknown option (near names are listed) or a malformed value.
+    """
+    fields, chosen = options_of(settings), {}
+    for part in filter(None, (part.strip() for part in re.split(r"[,\n]", options))):
+        key, separator, text = (piece.strip() for piece in part.partition("="))
+        if not separator:
+            raise ValueError(f"Option '{part}' of {name} must read name=value.")
+        if key not in fields:
+            raise ValueError(unknown(f"option of {name}", key, fields))
+        chosen[key] = _convert(fields[key], text)
+    return chosen
 
 
 class Registry(Generic[T]):
@@ -107,16 +136,9 @@ class Registry(Generic[T]):
             ValueError: Unknown name, unknown option (near names are listed) or a malformed value.
         """
         cls = self.get(name)
-        fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
-        chosen = {key: value for key, value in values.items() if key in fields}
-        for part in filter(None, (part.strip() for part in re.split(r"[,\n]", options))):
-            key, separator, text = (piece.strip() for piece in part.partition("="))
-            if not separator:
-                raise ValueError(f"Option '{part}' of {name} must read name=value.")
-            if key not in fields:
-                raise ValueError(unknown(f"option of {name}", key, fields))
-            chosen[key] = _convert(fields[key], text)
-        return cls(**chosen)
+        every = getattr(cls, "__dataclass_fields__", {})
+        chosen = {key: value for key, value in values.items() if key in every}
+        return cls(**{**chosen, **parse_options(cast(Any, cls), name, options)})
 
     def discover(self, path: Iterable[str], package: str) -> None:
         """Import every module of a package, so that its members register themselves."""

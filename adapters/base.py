@@ -25,6 +25,10 @@ class Layer(nn.Module):
         """
         raise NotImplementedError
 
+    def change_norm(self) -> float | None:
+        """The Frobenius norm of dW, found without dW itself; None where the kind has no such form."""
+        return None
+
 
 class Network(Protocol):
     """Settings of an adapter: a frozen dataclass registered in ``NETWORKS``."""

@@ -100,6 +100,16 @@ class LoraLayer(Layer):
             "alpha": torch.tensor(self.alpha),
         }
 
+    def change_norm(self) -> float:
+        """``|s U D|^2 = s^2 tr((U^T U) (D D^T))``, from two rank x rank matrices in fp64.
+
+        A convolution's dW is U D with the kernel of D flattened, as U is 1x1.
+        """
+        up = self.up.detach().to("cpu", torch.float64).flatten(1)
+        down = self.down.detach().to("cpu", torch.float64).flatten(1)
+        square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
+        return abs(self.scale) * float(square.sqrt())
+
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take over ``lora_up.weight`` and ``lora_down.weight``; alpha must be the same."""
         for key, parameter in (("lora_up.weight", self.up), ("lora_down.weight", self.down)):

@@ -32,7 +32,7 @@ def graft(
     from graft.host.conditioning import Conditioner, Encoded
     from graft.host.progress import RunSink
     from graft.host.trainee import trainee
-    from graft.host.training_data import Picture, TrainingData
+    from graft.host.training_data import Held, Picture, TrainingData
     from graft.trainers.events import Ended, Progress, Started
     from graft.trainers.loop import Loop
     from graft.trainers.objectives import Objective
@@ -68,8 +68,8 @@ def graft(
     optimizer = Optimizer(OPTIMIZERS.get("adamw")(lr=LEARNING_RATE))
     with torch.inference_mode(False), trainee(model, precision="fp32") as trained:
         conditioner = Conditioner(trained.patcher, trained.device)
-        captioned = list(zip(encoded, captions, strict=True))
-        data = TrainingData(captioned, (), texts, conditioner, trained.device)
+        held = Held(list(zip(encoded, captions, strict=True)))
+        data = TrainingData(held, (), texts, conditioner, trained.device)
         attached = Attached(trained.diffusion_model, network, plan.seed, trained.device)
         try:
             trained.checkpointing(checkpointing)

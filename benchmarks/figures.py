@@ -3,7 +3,7 @@
 
     make figures TOPIC=skeleton
     python -m benchmarks.figures skeleton --only concept --fresh
-    python -m benchmarks.figures --readme        put what was measured last into README.md
+    python -m benchmarks.figures --readme        put what was measured into docs/figures.md, headlines into README.md
 
 A measurement that is done is kept in .figures until a file that it depends on changes, so a run that was stopped goes
 on where it was. Exit status 1 when a promise falls short, or something could not be measured.
@@ -27,7 +27,10 @@ from tests.host import inprocess
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".figures"
-TOPICS = {"skeleton": "graft.benchmarks.skeleton.rows"}
+TOPICS = {
+    "skeleton": "graft.benchmarks.skeleton.rows",
+    "data": "graft.benchmarks.data.rows",
+}
 START, END = (
     "<!-- figures: made by `python -m benchmarks.figures --readme` -->",
     "<!-- /figures -->",
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no topic {options.topic}; there are {', '.join(TOPICS)}")
     inprocess.start()
     if options.readme:
-        return write_readme(ROOT / "README.md")
+        return write_readme()
     topics = [options.topic] if options.topic else list(TOPICS)
     kept = [figures(topic, options.only, options.fresh) for topic in topics]
     return 0 if all(kept) else 1
@@ -161,10 +164,10 @@ def number(value: float) -> str:
     return f"{value:.1e}"
 
 
-def write_readme(path: Path) -> int:
-    """Replace the marked block of a file by the table of what is known, as Markdown."""
-    rows = ["| promise | measured | bound | |", "|---|---:|---:|---|"]
-    unknown = []
+def write_readme(root: Path = ROOT) -> int:
+    """Put the table of what is known, as Markdown, into docs/figures.md, and its headlines into README.md."""
+    head = ["| promise | measured | bound | |", "|---|---:|---:|---|"]
+    whole, few, unknown = [*head], [*head], []
     for topic, name in TOPICS.items():
         for measurement in importlib.import_module(name).MEASUREMENTS:
             values = recall(topic, measurement)
@@ -173,15 +176,21 @@ def write_readme(path: Path) -> int:
                 continue
             for row, bound in measurement.bounds.items():
                 said = "ok" if keeps(values[row], bound) else "**SHORT**"
-                rows.append(f"| {row} | {number(values[row])} | {bound} | {said} |")
-    text = path.read_text(encoding="utf-8")
-    head, rest = text.split(START)
-    tail = rest.split(END)[1]
-    block = "\n".join(rows)
-    path.write_text(f"{head}{START}\n{block}\n{END}{tail}", encoding="utf-8")
+                line = f"| {row} | {number(values[row])} | {bound} | {said} |"
+                whole.append(line)
+                few += [line] if measurement.is_headline else []
+    for path, rows in ((root / "docs" / "figures.md", whole), (root / "README.md", few)):
+        text = between(path.read_text(encoding="utf-8"), START, END, "\n".join(rows))
+        path.write_text(text, encoding="utf-8")
     if unknown:
         print(f"not measured for the present files: {', '.join(unknown)}", file=sys.stderr)
     return 0
+
+
+def between(text: str, start: str, end: str, block: str) -> str:
+    """The text with what is between two marks replaced; each mark occurs once."""
+    head, rest = text.split(start)
+    return f"{head}{start}\n{block}\n{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":

@@ -178,6 +178,11 @@ class ItemCond:
 
     conds: Mapping[str, Any]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(_bytes(cond.cond) for cond in self.conds.values())
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -308,6 +313,14 @@ def _own(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _own(v) for k, v in value.items()}
     return value
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, list | tuple):
+        return sum(_bytes(v) for v in value)
+    return 0
 
 
 def _to(value: Any, device: torch.device) -> Any:

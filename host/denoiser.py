@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .sampling import HostSampling
+
 if TYPE_CHECKING:
     from .conditioning import Batch
 
 WINDOW = 48  # layer calls after which a write to a layer's input is no longer looked for
 
 
-class HostDenoiser:
+class HostDenoiser(HostSampling):
     """D(x; sigma, cond) over a loaded ModelPatcher.
 
     Args:
@@ -30,63 +32,13 @@ class HostDenoiser:
     """
 
     def __init__(self, patcher: Any):
+        super().__init__(patcher.model.model_sampling, patcher.load_device)
         self._patcher = patcher
         self._model = patcher.model
-        self._sampling = patcher.model.model_sampling
         self._options = _transformer_options(patcher)
         self._wrapper = patcher.model_options.get("model_function_wrapper")
         self._guards: list[Any] | None = None
         self.device: torch.device = patcher.load_device
-        table = torch.as_tensor(self._sampling.sigmas)
-        self.sigmas: torch.Tensor = table.detach().to("cpu", torch.float32).clone()
-        probe = self._sampling.timestep(self.sigmas[:1].to(self.device))
-        self._is_discrete = not torch.is_floating_point(probe)
-        if not self._is_discrete:
-            probe = self._sampling.timestep(self.sigmas[-1:].to(self.device))
-            self._is_discrete = not torch.is_floating_point(probe)
-
-    def nearest(self, sigma: torch.Tensor) -> torch.Tensor:
-        """Snap to the table of a discrete model as its `timestep` does; else return ``sigma``.
-
-        Args:
-            sigma: noise levels ``[B]``.
-
-        Returns:
-            Levels of the table, or ``sigma`` itself, ``[B]``.
-        """
-        if not self._is_discrete:
-            return sigma
-        table = self.sigmas.to(sigma.device)
-        distance = sigma.float().log() - table.log()[:, None]
-        return table[distance.abs().argmin(dim=0)].view(sigma.shape)
-
-    def add_noise(
-        self, sigma: torch.Tensor, noise: torch.Tensor, clean: torch.Tensor
-    ) -> torch.Tensor:
-        """Noise a clean latent as the host's sampler does.
-
-        Args:
-            sigma: noise levels ``[B]``.
-            noise: standard normal ``[B, C, ...]``.
-            clean: latents in the model's units ``[B, C, ...]``.
-
-        Returns:
-            The input x of D, fp32 ``[B, C, ...]``.
-        """
-        return self._sampling.noise_scaling(sigma.float(), noise.float(), clean.float())
-
-    def combine(self, sigma: torch.Tensor, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Turn the network's output into the denoised latent.
-
-        Args:
-            sigma: noise levels ``[B]``.
-            output: the raw network's output ``[B, C, ...]``.
-            x: the noised latent ``[B, C, ...]``.
-
-        Returns:
-            The denoised latent, fp32 ``[B, C, ...]``.
-        """
-        return self._sampling.calculate_denoised(sigma.float(), output.float(), x.float())
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, cond: Batch) -> torch.Tensor:
         """Denoise.

@@ -6,7 +6,6 @@ what was learned so far is on disk and the host is as it was.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,18 +14,32 @@ import torch
 
 from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
-from ..trainers.events import Ended, Sample, Saved, Started, Warned
+from ..trainers.events import Ended, Sample, Started, Warned
 from ..trainers.loop import Diverged, Loop
+from ..trainers.monitor import Monitor
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
-from . import comparison, graph, identity, paths, plots, preview, result, runs
-from .conditioning import Conditioner, encode_texts, family_check
-from .priors import prior_list, prior_prompts, sample_priors
+from . import (
+    comparison,
+    graph,
+    health,
+    identity,
+    paths,
+    picture_rows,
+    plots,
+    preview,
+    result,
+    runs,
+    sampling,
+)
+from .keeper import Keeper
+from .picture_index import Digests
+from .preparation import Preparation
 from .progress import RunSink
 from .request import Request, check, check_state
 from .trainee import Trainee, trainee
-from .training_data import Picture, TrainingData, encode_pictures
+from .training_data import TrainingData
 
 LARGE_MODEL = 500_000_000  # parameters from which "auto" checkpoints on a GPU
 _log = logging.getLogger(__name__)
@@ -40,7 +53,7 @@ class Outcome:
     clip: Any
     lora_model: dict[str, torch.Tensor]
     state: State
-    loss_map: dict[str, list[float]]
+    loss_map: dict[str, list[Any]]
     images: torch.Tensor
     adapter: AdapterFile
     report: str
@@ -65,13 +78,21 @@ class _Run:
         self.request = request
         self.name = paths.lora_name(request.name)
         check(request)
+        if request.objective.zero_terminal:  # trained with, and part of MODEL out
+            request = self.request = replace(request, model=sampling.zero_terminal(request.model))
         self.model = identity.model_digest(request.model)
-        self.dataset = request.dataset.digest()
+        self.digests = Digests(paths.cache_folder() / "files")
+        self.dataset = request.dataset.digest(self.digests.picture)
         self.notes = list(request.dataset.warnings)
         if request.state is not None:
             self.notes += check_state(request.state, request, self.model)
         begun = request.state and (request.state.step, request.state.total_steps)
-        self.run = identity.run_id(self.model, self.dataset, request.settings, request.plan, begun)
+        settings: tuple[Any, ...] = (request.settings, request.plan, begun)
+        if request.validation is not None:
+            held_out, digest = request.validation, self.digests.picture
+            settings += (held_out.digest(digest),)
+            self.notes += health.notes(request.dataset, held_out, request.plan, digest)
+        self.run = identity.run_id(self.model, self.dataset, *settings)
         paths.check_writable(paths.loras_folder())
         paths.check_writable(paths.run_folder(self.run))
         done = request.state.step if request.state else 0
@@ -81,10 +102,12 @@ class _Run:
             done + request.plan.steps,
             workflow_id=request.workflow_id,
         )
+        self.keeper = Keeper(request, self.name, self.run, self.model, self.dataset, self.sink)
         self.images: torch.Tensor | None = None
         self.shown: comparison.Shown | None = None
         self.loop: Loop
-        self.is_ready = False
+        self.monitor: Monitor
+        self.is_ready = self.is_announced = False
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
 
     def go(self) -> Outcome:
@@ -103,26 +126,13 @@ class _Run:
 
     def _train(self) -> bool:
         request = self.request
-        captions = [item.caption for item in request.dataset.items]
-        prior_texts = self._prior_texts()
-        begin = self._stage("encoding pictures", len(captions))
-        pictures = encode_pictures(request.dataset, request.vae, request.model, begin)
-        wanted = set(captions).union([*prior_texts, ""] if prior_texts else [])
-        begin = self._stage("encoding captions", len(wanted))
-        texts = encode_texts(request.clip, sorted(wanted), begin)
-        family_check(request.model, request.clip, texts[captions[0]])
+        prepared = Preparation(request, self.digests, self._stage, self._warn, _interrupt)
+        prepared.encode()
         prompts = preview.encode_prompts(request.clip, request.preview) if request.preview else None
         self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
         with trainee(request.model, precision=request.plan.precision) as trained:
-            conditioner = Conditioner(trained.patcher, trained.device)
-            priors = []
-            if prior_texts:
-                begin = self._stage("sampling pictures to stay close to", len(prior_texts))
-                given = (request.vae, commonest_size(pictures), request.plan.seed, begin)
-                priors = sample_priors(trained, prior_texts, texts, *given)
-            captioned = list(zip(pictures, captions, strict=True))
-            data = TrainingData(captioned, priors, texts, conditioner, trained.device)
+            data = prepared.data(trained)
             attached = Attached(
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
             )
@@ -131,10 +141,20 @@ class _Run:
                 trained.checkpointing(is_checkpointed)
                 self.facts["gradient checkpointing"] = is_checkpointed
                 loop = self.loop = self._new_loop(trained, data, attached)
+                watched = (trained, attached, request.plan, self.sink)
+                held_out = prepared.held_out_data(trained)
+                monitor = self.monitor = health.watch(*watched, held_out, _interrupt)
+                if request.optimizer.averages:
+                    monitor.readings["averaged"] = loop.averaged
                 self.is_ready = True
-                loop.after = self._after(trained, prompts, commonest_size(pictures))
-                self._announce(trained, attached, pictures)
-                return loop.run()
+                loop.monitor = monitor
+                loop.after = self._after(trained, prompts, prepared.size, data)
+                self._announce(trained, attached, prepared.facts)
+                before = request.state.validation if request.state else ()
+                monitor.begin(loop.step, loop.losses, before)
+                is_whole = loop.run()
+                monitor.finish(loop.step)
+                return is_whole
             finally:
                 attached.remove()
 
@@ -153,17 +173,12 @@ class _Run:
 
         return begin
 
-    def _prior_texts(self) -> tuple[str, ...]:
-        objective, dataset = self.request.objective, self.request.dataset
-        if objective.preserve == 0:
-            return ()
-        priors = prior_prompts(dataset, objective.preserve_prompts)
-        if not any(priors):
-            self.notes.append(
-                "preserve has no other text than the empty one to hold on to: name the trigger in the dataset, "
-                "or give preserve_prompts; preserve 0 is faster."
-            )
-        return prior_list(priors)
+    def _warn(self, text: str) -> None:
+        """Tell the user now, or with the start."""
+        if self.is_announced:
+            self.sink(Warned(text))
+        else:
+            self.notes.append(text)
 
     def _new_loop(self, trained: Trainee, data: TrainingData, attached: Attached) -> Loop:
         request = self.request
@@ -181,18 +196,17 @@ class _Run:
             loop.resume(request.state)
         return loop
 
-    def _announce(self, trained: Trainee, attached: Attached, pictures: Sequence[Picture]) -> None:
+    def _announce(self, trained: Trainee, attached: Attached, facts: dict[str, Any]) -> None:
         loop = self.loop
-        self.facts |= {
-            "pictures": len(pictures),
-            "buckets": dict(Counter(f"{w}x{h}" for w, h in (picture.size for picture in pictures))),
+        self.facts |= facts | {
             "layers": len(attached.layers),
             "trained parameters": sum(p.numel() for p in attached.parameters().values()),
             "precision": str(trained.compute_dtype).removeprefix("torch."),
             "device": str(trained.device),
         }
         self.sink(Started(loop.end, loop.step, dict(self.facts)))
-        for text in self.notes:
+        self.is_announced = True
+        for text in [*self.notes, *loop.optimizer.notes(loop.parameters)]:
             self.sink(Warned(text))
         if loop.end > loop.total:
             text = f"The plan ends at step {loop.total}; the last learning rate holds after it."
@@ -203,27 +217,38 @@ class _Run:
         return runs.wants_finish(self.run)
 
     def _after(
-        self, trained: Trainee, prompts: Any, size: tuple[int, int]
+        self, trained: Trainee, prompts: Any, size: tuple[int, int], data: TrainingData
     ) -> Callable[[int], None]:
         """What happens between steps: previews, and a file when the user asks for one."""
         settings = self.request.preview
 
         def after(step: int) -> None:
             if runs.wants_save(self.run):
-                self._save_on_request(step)
+                self.keeper.save_on_request(self.loop)
             if settings is not None and settings.due(step, self.loop.end):
-                self._preview(step, trained, prompts, settings, size)
+                self._preview(step, trained, prompts, settings, size, data)
 
         return after
 
     def _preview(
-        self, step: int, trained: Trainee, prompts: Any, settings: Preview, size: tuple[int, int]
+        self,
+        step: int,
+        trained: Trainee,
+        prompts: Any,
+        settings: Preview,
+        size: tuple[int, int],
+        data: TrainingData,
     ) -> None:
         request = self.request
         given = {"size": size, "sampler": request.sampler, "sigmas": request.sigmas}
         try:
-            self.images = preview.sample(trained, prompts, settings, request.vae, **given)
-            self.shown = comparison.Shown(step, prompts, settings, given, self.images[0])
+            with self.loop.averaged():  # as MODEL out will be
+                images = preview.sample(trained, prompts, settings, request.vae, **given)
+                self.shown = comparison.Shown(step, prompts, settings, given, images[0])
+                if settings.rows == "all":
+                    rows = picture_rows.rows(trained, data, request.vae, request.plan.seed)
+                    images = picture_rows.sheet(rows, picture_rows.levels(trained.denoiser), images)
+            self.images = images
             self.sink(Sample(step, preview.save_samples(self.images, self.run, step)))
         except Exception as error:
             if is_interrupt(error) or isinstance(error, preview.TraineeLost):
@@ -232,80 +257,32 @@ class _Run:
             text = f"The preview after step {step} failed ({error}); training goes on."
             self.sink(Warned(text))
 
-    def _adapter(self, name: str) -> AdapterFile:
-        """What is trained so far, as a value: no clock, path or counter is in it."""
-        request, tensors = self.request, self.loop.network.tensors()
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise Diverged("The trained weights are not finite numbers. Lower the learning rate.")
-        facts = {
-            "steps": self.loop.step,
-            "seed": request.plan.seed,
-            "effective_batch": request.plan.effective_batch,
-            "network": repr(request.network),
-            "objective": repr(request.objective),
-            "optimizer": repr(request.optimizer),
-            "dataset": self.dataset,
-            "model": self.model,
-            "pictures": len(request.dataset.items),
-        }
-        metadata = result.lora_metadata(
-            tensors,
-            request.model,
-            title=self.name,
-            trigger=request.dataset.trigger,
-            resolution=request.dataset.resolution,
-            facts=facts,
-        )
-        return AdapterFile(tensors, metadata, name)
-
-    def _save_so_far(self, name: str) -> str:
-        path = result.save_lora(paths.loras_folder() / f"{name}.safetensors", self._adapter(name))
-        where = paths.relative_to_output(path)
-        self.sink(Saved(self.loop.step, where))
-        return where
-
-    def _save_on_request(self, step: int) -> None:
-        try:
-            self._save_so_far(f"{self.name}_step{step:06}")
-        except Exception as error:  # noqa: BLE001 - training goes on
-            _log.exception("The LoRA after step %d could not be saved", step)
-            self.sink(Warned(f"The LoRA after step {step} could not be saved: {error}"))
-
-    def _write(self, adapter: AdapterFile) -> tuple[result.Report | None, str]:
-        """Write and check the file; a full disk must not cost what is in memory."""
-        try:
-            path = paths.run_folder(self.run) / f"{self.name}.safetensors"
-            path = result.save_lora(path, adapter)
-        except OSError as error:
-            text = f"NOT on disk ({error}): make room and save it with Save LoRA"
-            self.sink(Warned(f"The LoRA is {text}."))
-            return None, text
-        where = paths.relative_to_output(path)
-        self.sink(Saved(self.loop.step, where))
-        return result.self_check(path, self.request.model), f"kept in output/{where}"
-
     def _deliver(self, is_whole: bool) -> Outcome:
-        loop, request = self.loop, self.request
+        loop, request, monitor = self.loop, self.request, self.monitor
         self.facts["free memory after (GiB)"] = free_memory()
-        adapter = self._adapter(self.name)
-        report, where = self._write(adapter)
+        best = monitor.better() if monitor.stopped else None
+        adapter = self.keeper.adapter(loop, self.name, best)
+        report, where = self.keeper.save_result(loop, adapter)
+        where += self.keeper.save_raw(loop)
         model, applied = result.apply(request.model, adapter.tensors)
         report = report or applied
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
-        compared = self._compare(model)
-        if not is_whole:
+        compared = self._compare(model) if best is None else []
+        told = [*health.lines(monitor), *health.kept(monitor, self.keeper, loop)]
+        if not is_whole and not monitor.stopped:
             where += "\nfinished early on request: change a widget to train again"
-        images = self.images if self.images is not None else plots.loss_plot(loop.losses)
+        images, rows = self.images, tuple(monitor.rows)
+        state = replace(loop.state(), model=self.model, settings=request.settings, validation=rows)
         return Outcome(
             model=model,
             clip=request.clip,
             lora_model=result.lora_state_dict(adapter),
-            state=replace(loop.state(), model=self.model, settings=request.settings),
-            loss_map={"loss": list(loop.losses)},
-            images=images,
+            state=state,
+            loss_map=health.loss_map(loop.losses, rows) | loop.record.columns(),
+            images=plots.loss_plot(loop.losses, validation=rows) if images is None else images,
             adapter=adapter,
-            report=self._report([report.text, *compared], where),
+            report=self._report([report.text, *compared, *told], where),
             run=self.run,
         )
 
@@ -338,19 +315,14 @@ class _Run:
 
     def _keep(self, error: BaseException) -> None:
         """Save what was learned before the run ended badly, and say so."""
-        state, text = "interrupted" if is_interrupt(error) else "error", str(error)
+        text = str(error)
         begun = self.request.state.step if self.request.state else 0
         if self.is_ready and self.loop.step > begun:
-            try:
-                where = self._save_so_far(f"{self.name}_step{self.loop.step:06}")
-                kept = f"The LoRA after {self.loop.step} steps is kept in output/{where}."
-            except Exception as failure:  # noqa: BLE001 - must not hide what ended the run
-                _log.exception("The LoRA after %d steps could not be saved", self.loop.step)
-                kept = f"The LoRA after {self.loop.step} steps could NOT be saved: {failure}"
-            text = f"{text} {kept}".strip()
+            best = self.monitor.worth_keeping(self.loop.step, isinstance(error, Diverged))
+            text = f"{text} {self.keeper.rescue(self.loop, best)}".strip()
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (text,)  # the type stays: the host looks at it
-        self.sink(Ended(state, text))
+        self.sink(Ended("interrupted" if is_interrupt(error) else "error", text))
 
 
 def _checkpoints(plan: Plan, trained: Trainee) -> bool:
@@ -358,11 +330,6 @@ def _checkpoints(plan: Plan, trained: Trainee) -> bool:
         return plan.checkpointing == "on"
     is_large = sum(p.numel() for p in trained.diffusion_model.parameters()) >= LARGE_MODEL
     return is_large and trained.device.type != "cpu"
-
-
-def commonest_size(pictures: Sequence[Picture]) -> tuple[int, int]:
-    """Width and height in pixels of the largest bucket."""
-    return Counter(picture.size for picture in pictures).most_common(1)[0][0]
 
 
 def free_memory() -> float:

@@ -35,15 +35,16 @@ def scheduler_names() -> list[str]:
 
 
 def picture_folders() -> list[str]:
-    """Folders that hold pictures: the user's, then the pack's examples; read anew on every call."""
+    """Folders that hold pictures, then those that hold such folders, then the pack's examples; read anew each time."""
     import folder_paths
 
     bases = [folder_paths.get_input_directory()]
     if "datasets" in folder_paths.folder_names_and_paths:
         bases += folder_paths.get_folder_paths("datasets")
     found = {name for base in bases for name in _with_pictures(Path(base))}
+    above = {name.rpartition("/")[0] for name in found} - found - {""}
     examples = [f"{EXAMPLES}/{name}" for name in _with_pictures(EXAMPLES_FOLDER)]
-    return sorted(found, key=str.casefold) + sorted(examples)
+    return [*sorted(found, key=str.casefold), *sorted(above, key=str.casefold), *sorted(examples)]
 
 
 def picture_folder(name: str) -> Path:

@@ -45,6 +45,45 @@ def model_digest(model: Any) -> str:
     return sha.hexdigest()
 
 
+def vae_digest(vae: Any, model: Any) -> str:
+    """SHA-256 over what latents depend on: the VAE, how it computes, and the MODEL's latent format."""
+    network = vae.first_stage_model
+    facts = [type(network).__name__, getattr(vae, "vae_dtype", None), _kind(vae)]
+    form = getattr(model, "model", model).latent_format
+    values = {name: getattr(form, name, None) for name in dir(form) if not name.startswith("_")}
+    for name, value in sorted(values.items()):
+        if isinstance(value, torch.Tensor):
+            facts.append((name, value.tolist()))
+        elif value is None or isinstance(value, (bool, int, float, str, list, tuple)):
+            facts.append((name, value))
+    sha = hashlib.sha256(repr([*map(str, facts), type(form).__name__]).encode())
+    sha.update(model_digest(vae.patcher).encode())
+    return sha.hexdigest()
+
+
+def clip_digest(clip: Any) -> str:
+    """SHA-256 over what encoded texts depend on: the CLIP with its patches, its layer, its tokenizer and options."""
+    encoder = clip.cond_stage_model
+    options = getattr(clip, "tokenizer_options", {}) or {}
+    facts = [
+        type(encoder).__qualname__,
+        type(clip.tokenizer).__qualname__,
+        getattr(clip, "layer_idx", None),
+        sorted(options.items(), key=str),
+        getattr(clip, "use_clip_schedule", None),
+        _kind(clip),
+    ]
+    sha = hashlib.sha256(repr([*map(str, facts)]).encode())
+    sha.update(model_digest(clip.patcher).encode())
+    return sha.hexdigest()
+
+
+def _kind(wire: Any) -> str:
+    """The kind of device that a VAE or CLIP computes on: its roundings are its own."""
+    device = getattr(getattr(wire, "patcher", None), "load_device", None)
+    return str(getattr(device, "type", device))
+
+
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value

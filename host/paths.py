@@ -75,6 +75,27 @@ def run_folder(run: str, *, create: bool = True) -> Path:
     return folder
 
 
+def cache_folder() -> Path:
+    """``output/graft/cache``: what was encoded once, for the next run. It may be deleted at any time.
+
+    Under output, as that is where this pack may write much, where ``--output-directory`` moves it to a disk with room,
+    and what no start of ComfyUI empties, as it empties temp.
+    """
+    return inside(output_folder(), "graft/cache")
+
+
+def class_folder(name: str) -> Path:
+    """``output/graft/class/<name>``, made: class images that the model itself drew.
+
+    Raises:
+        ValueError: ``name`` cannot be a folder's, or leads out of the output folder.
+    """
+    safe_name(name, "name of the class images")
+    folder = inside(output_folder(), f"graft/class/{name}")
+    _make(folder)
+    return folder
+
+
 def relative_to_output(path: Path) -> str:
     """``path`` below the output folder with forward slashes, as image references want it.
 

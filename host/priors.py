@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..trainers.data import Dataset
+from ..trainers.objectives import Objective
 from ..trainers.preview import Preview
 from . import preview
 from .conditioning import Encoded
@@ -30,12 +31,55 @@ def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
     """
     if given:
         return tuple(dict.fromkeys([*given, ""]))
-    trigger = dataset.trigger.strip()
-    captions = dict.fromkeys(item.caption for item in dataset.items)
-    word = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)" if trigger else r"(?!)")
+    captions = _texts(dataset)
+    word = _triggers(dataset)
     without = (" ".join(word.sub(" ", text).split()) for text in captions if word.search(text))
     # A prior that is a caption too would pull against what is learned.
     return tuple(dict.fromkeys([*(text for text in without if text not in captions), ""]))
+
+
+class BaseText:
+    """The text without the concept that belongs to a text of the dataset.
+
+    Args:
+        dataset: Its triggers, and its texts: one of those would pull against what is learned.
+        objective: The class word that takes the trigger's place.
+
+    Raises:
+        ValueError: No text of the dataset has such a text.
+    """
+
+    def __init__(self, dataset: Dataset, objective: Objective) -> None:
+        self._texts = _texts(dataset)
+        self._word = _triggers(dataset)
+        self._class = objective.class_word.strip()
+        if all(self(text) is None for text in self._texts):
+            triggers = ", ".join(dataset.triggers)
+            said = f"no caption has the trigger '{triggers}'" if triggers else "there is no trigger"
+            raise ValueError(
+                f"preserve_on is instances, which takes the trigger out of captions, but {said} (or what is left is a "
+                "caption, too): name the trigger in the dataset as the captions have it, or use samples."
+            )
+
+    def __call__(self, text: str) -> str | None:
+        """The text with the class word in place of the trigger; None where that is not another text."""
+        if not self._word.search(text):
+            return None
+        changed = " ".join(self._word.sub(lambda _: self._class or " ", text).split())
+        return None if changed in self._texts else changed
+
+
+def _texts(dataset: Dataset) -> dict[str, None]:
+    """Every text that is trained with: the first of each picture, then the second of each, and so on."""
+    every = [dataset.texts(i) for i in range(len(dataset))]
+    most = max(map(len, every))
+    return dict.fromkeys(texts[k] for k in range(most) for texts in every if k < len(texts))
+
+
+def _triggers(dataset: Dataset) -> re.Pattern[str]:
+    """Finds the triggers as whole words; nothing, where there are none."""
+    words = "|".join(re.escape(trigger) for trigger in dataset.triggers)
+    return re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)")
 
 
 def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:

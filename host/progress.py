@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-from ..trainers.events import Ended, Event, Progress, Sample, Saved, Started, Warned
+from ..trainers.events import Ended, Event, Progress, Sample, Saved, Started, Validated, Warned
 from . import paths
 from .runs import RUNS, Runs, finite, prompt_server
 
 KINDS: dict[type, str] = {
     Started: "start",
     Progress: "progress",
+    Validated: "validated",
     Sample: "sample",
     Saved: "saved",
     Warned: "warned",
@@ -183,6 +184,9 @@ class RunSink:
             if now - self._line_at >= LINE_EVERY_S or event.step >= event.total:
                 self._line_at = now
                 _log.info("%s", self._line())
+        elif isinstance(event, Validated):
+            which = "" if event.weights == "raw" else f" of the {event.weights} weights"
+            _log.info("step %d: validation loss%s %.4f", event.step, which, event.loss)
         elif isinstance(event, Saved):
             _log.info("step %d: saved %s", event.step, event.path)
         elif isinstance(event, Warned):

@@ -7,12 +7,14 @@ from typing import Any
 from ..adapters import NETWORKS, Network
 from ..adapters.targets import targets
 from ..trainers.data import Dataset
-from ..trainers.objectives import Objective
+from ..trainers.objectives import INSTANCES, Objective
+from ..trainers.objectives.check import check as check_objective
 from ..trainers.optimizers import Optimizer
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
-from . import autoencoder, preview
+from . import autoencoder, preview, sampling
+from .priors import BaseText
 from .trainee import refuse_untrainable
 
 
@@ -32,6 +34,7 @@ class Request:
     sampler: Any = None
     sigmas: Any = None
     state: State | None = None
+    validation: Dataset | None = None
     name: str = "graft"
     node_id: str | None = None
     workflow_id: str | None = None
@@ -57,7 +60,17 @@ def check(request: Request) -> None:
         raise ValueError(
             f"batch_size is {batch} but the dataset has {count} pictures; lower batch_size or add pictures."
         )
+    request.optimizer.check(request.model.load_device)
+    if request.objective.preserve > 0 and request.objective.preserve_on == INSTANCES:
+        BaseText(request.dataset, request.objective)
+    if request.plan.patience and request.validation is None:
+        raise ValueError(
+            f"patience is {request.plan.patience} but nothing is connected to validation: connect pictures that are "
+            "not trained on, or set patience to 0."
+        )
     refuse_untrainable(request.model)
+    wired = sampling.of_model(request.model)
+    check_objective(request.objective, wired, request.plan.effective_batch)
     autoencoder.check_family(request.vae, request.model)
     network = request.model.model.diffusion_model
     for name in targets(network, request.network.blocks):

@@ -108,7 +108,7 @@ class Runs:
 
         Args:
             run: Id of the run.
-            kind: ``progress``, ``sample``, ``saved``, ``warned`` or ``ended``.
+            kind: ``progress``, ``validated``, ``sample``, ``saved``, ``warned`` or ``ended``.
             points: Rows of ``(step, loss, lr, grad_norm, s_per_step)``, oldest first.
             **fields: What the event says; ``ended`` has ``state`` and ``text``.
 
@@ -131,7 +131,9 @@ class Runs:
             if kind != "progress":
                 record["events"].append({"seq": seq, **message})
             if rows:
-                message |= {"points": rows, **dict(zip(POINT[1:], rows[-1][1:], strict=True))}
+                # What the event itself says counts: a validation has a loss, too.
+                last = dict(zip(POINT[1:], rows[-1][1:], strict=True))
+                message = {"points": rows, **last, **message}
             return self._publish(run, message)
 
     def since(self, run: str, seq: int = 0) -> dict[str, Any] | None:

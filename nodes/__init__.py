@@ -9,7 +9,18 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..host import routes
 
-MODULES = ("mini", "dataset", "config", "preview", "train", "recipes", "save")
+MODULES = (
+    "mini",
+    "dataset",
+    "dataset_options",
+    "dataset_parts",
+    "config",
+    "preview",
+    "train",
+    "recipes",
+    "save",
+    "reports",
+)
 _log = logging.getLogger(__name__)
 
 

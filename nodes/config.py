@@ -7,8 +7,8 @@ from comfy_api.latest import io
 
 from ..adapters import NETWORKS
 from ..adapters.lora import LoRA
-from ..registry import Registry, unknown
-from ..trainers.objectives import METRICS, NOISE, WEIGHTS, Objective
+from ..registry import Registry, options_of, parse_options, unknown
+from ..trainers.objectives import METRICS, NOISE, NOISINGS, SAMPLES, WEIGHTS, Objective
 from ..trainers.optimizers import OPTIMIZERS, SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.optimizers.schedules.constant import Constant
@@ -29,6 +29,8 @@ PRESERVE_PROMPTS = (
 )
 _OPTIONS = "Further settings as name=value, with commas between them. A wrong name is answered with the known ones."
 _DECAY_MAX = 100.0
+_OWN_LR = ", ".join(f"{OPTIMIZERS.get(name)().lr:g} for {name}" for name in OPTIMIZERS.names())
+_LEARNING_RATE = f"Peak learning rate. 0 takes the optimizer's own: {_OWN_LR}."
 Parts = dict[str, tuple[Registry[Any], str]]
 
 
@@ -106,9 +108,20 @@ class ObjectiveNode(io.ComfyNode):
                 text(
                     "options",
                     _OPTIONS
-                    + " Where two parts have the same name, put noise., weight. or metric. before it.",
+                    + " Where two parts have the same name, put noise., weight., metric. or noising. before it.",
                     advanced=True,
                 ),
+                choice(
+                    "noising",
+                    "What noise is added. gaussian: the model's own. offset: also moves whole channels, for dark and "
+                    "bright pictures. pyramid: also noises large shapes.",
+                    NOISINGS.names(),
+                    "gaussian",
+                    optional=True,
+                    advanced=True,
+                ),
+                field(Objective, "preserve_on", optional=True),
+                field(Objective, "class_word", optional=True),
             ],
             outputs=[output(GraftObjectiveType, "OBJECTIVE", "For the objective socket of Train.")],
         )
@@ -122,15 +135,21 @@ class ObjectiveNode(io.ComfyNode):
         preserve: float,
         preserve_prompts: str,
         options: str,
+        noising: str = "gaussian",
+        preserve_on: str = SAMPLES,
+        class_word: str = "",
     ) -> io.NodeOutput:
         parts: Parts = {
             "noise": (NOISE, noise),
             "weight": (WEIGHTS, weight),
             "metric": (METRICS, metric),
+            "noising": (NOISINGS, noising),
         }
+        built = parse_parts(parts, options, Objective)
+        stay = {"preserve": preserve, "preserve_on": preserve_on, "class_word": class_word}
         prompts = lines(preserve_prompts)
-        built = parse_parts(parts, options)
-        return io.NodeOutput(Objective(**built, preserve=preserve, preserve_prompts=prompts))
+        own = built.pop("settings")
+        return io.NodeOutput(Objective(**(built | stay | own), preserve_prompts=prompts))
 
 
 class OptimizerNode(io.ComfyNode):
@@ -144,7 +163,7 @@ class OptimizerNode(io.ComfyNode):
             search_aliases=["learning rate", "scheduler", "adamw", "warmup", "lr"],
             inputs=[
                 choice("optimizer", "The algorithm.", OPTIMIZERS.names(), "adamw"),
-                field(AdamW, "lr", "learning_rate", max=10.0, step=1e-6),
+                field(AdamW, "lr", "learning_rate", max=10.0, step=1e-6, tooltip=_LEARNING_RATE),
                 choice(
                     "schedule", "The course of the learning rate.", SCHEDULES.names(), "constant"
                 ),
@@ -156,6 +175,7 @@ class OptimizerNode(io.ComfyNode):
                     + " Where two parts have the same name, put optimizer. or schedule. before it.",
                     advanced=True,
                 ),
+                field(Optimizer, "ema_decay", step=0.001, optional=True, advanced=True),
             ],
             outputs=[output(GraftOptimizerType, "OPTIMIZER", "For the optimizer socket of Train.")],
         )
@@ -169,11 +189,15 @@ class OptimizerNode(io.ComfyNode):
         warmup: int,
         weight_decay: float,
         options: str,
+        ema_decay: float = 0.0,
     ) -> io.NodeOutput:
         parts: Parts = {"optimizer": (OPTIMIZERS, optimizer), "schedule": (SCHEDULES, schedule)}
-        widgets = {"lr": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
-        built = parse_parts(parts, options, **widgets)
-        return io.NodeOutput(Optimizer(built["optimizer"], built["schedule"]))
+        widgets = {"warmup": warmup, "weight_decay": weight_decay}
+        if learning_rate:
+            widgets["lr"] = learning_rate
+        built = parse_parts(parts, options, Optimizer, **widgets)
+        algorithm, course, own = built["optimizer"], built["schedule"], built["settings"]
+        return io.NodeOutput(Optimizer(algorithm, course, **{"ema_decay": ema_decay, **own}))
 
 
 def lines(prompts: str) -> tuple[str, ...]:
@@ -181,26 +205,31 @@ def lines(prompts: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in prompts.splitlines() if line.strip())
 
 
-def parse_parts(parts: Parts, options: str, **values: Any) -> dict[str, Any]:
+def parse_parts(
+    parts: Parts, options: str, settings: type | None = None, **values: Any
+) -> dict[str, Any]:
     """Build several parts from one string of options; each option goes to the part that has it.
 
     Args:
         parts: Registry and name of every part, by its prefix.
         options: ``name=value`` pairs; ``prefix.name=value`` where several parts have the name.
+        settings: What holds the parts, where it has options of its own: they come back as
+            ``settings``, values by field.
         values: Values for the fields of that name, where a part has it.
 
     Raises:
         ValueError: No part has an option, or several have it.
     """
     fields = {
-        prefix: set(getattr(registry.get(name), "__dataclass_fields__", ()))
-        for prefix, (registry, name) in parts.items()
+        prefix: set(options_of(registry.get(name))) for prefix, (registry, name) in parts.items()
     }
-    shares: dict[str, list[str]] = {prefix: [] for prefix in parts}
+    if settings is not None:
+        fields["settings"] = set(options_of(settings))
+    shares: dict[str, list[str]] = {prefix: [] for prefix in fields}
     for option in filter(None, (part.strip() for part in options.replace("\n", ",").split(","))):
         key, _, value = (piece.strip() for piece in option.partition("="))
         prefix, _, short = key.rpartition(".")
-        owners = [owner for owner in parts if short in fields[owner] and prefix in ("", owner)]
+        owners = [owner for owner in fields if short in fields[owner] and prefix in ("", owner)]
         if not owners:
             raise ValueError(
                 unknown("option", key, {name for names in fields.values() for name in names})
@@ -209,10 +238,13 @@ def parse_parts(parts: Parts, options: str, **values: Any) -> dict[str, Any]:
             clear = " or ".join(f"{owner}.{short}" for owner in owners)
             raise ValueError(f"Several parts have an option '{short}': write {clear}.")
         shares[owners[0]].append(f"{short}={value}" if "=" in option else short)
-    return {
+    built: dict[str, Any] = {
         prefix: registry.parse(name, ",".join(shares[prefix]), **values)
         for prefix, (registry, name) in parts.items()
     }
+    if settings is not None:
+        built["settings"] = parse_options(settings, settings.__name__, ",".join(shares["settings"]))
+    return built
 
 
 NODES = [Network, ObjectiveNode, OptimizerNode]

@@ -5,8 +5,20 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import graph
-from ..trainers.data import Dataset, Item, describe, folder_fingerprint, read_folder, rgb_pixels
+from ..host import graph, paths
+from ..host.picture_index import Checks
+from ..trainers.data import (
+    Dataset,
+    Item,
+    class_names,
+    describe,
+    folder_fingerprint,
+    read_folder,
+    rgb_pixels,
+    with_masks,
+)
+from ..trainers.data.folder import MASKS, NO_MASKS
+from ..trainers.data.layouts import CLASSES, LAYOUTS, PLAIN
 from .schema import GraftDataset, choice, field, output, schema, socket, switch, text, whole
 
 _TRIGGER = "The word or words that name the concept, as the captions have them; saved in the LoRA's metadata."
@@ -44,6 +56,28 @@ class LoadImages(io.ComfyNode):
                 switch("recursive", "Also read the folders inside this folder.", False),
                 whole("resolution", _RESOLUTION, 1024, min=64, max=8192, step=64),
                 field(Dataset, "crops"),
+                choice(
+                    "layout",
+                    "What is in the folder. plain: pictures. repeats: folders such as 10_sks dog, as sd-scripts has "
+                    "them. classes: a folder for each class. metadata: captions in metadata.jsonl or metadata.csv.",
+                    LAYOUTS,
+                    PLAIN,
+                    optional=True,
+                ),
+                choice(
+                    "masks",
+                    "What of a picture counts. files: what is white in cat-masklabel.png beside cat.png. alpha: what "
+                    "is not transparent.",
+                    MASKS,
+                    NO_MASKS,
+                    optional=True,
+                ),
+                switch(
+                    "caption_lines",
+                    "Each line of a caption file is a caption of its own; steps draw among them.",
+                    False,
+                    optional=True,
+                ),
             ],
             outputs=[
                 output(GraftDataset, "DATASET", "Pictures with captions, for a training node."),
@@ -70,10 +104,14 @@ class LoadImages(io.ComfyNode):
         recursive: bool | None,
         resolution: int,
         crops: int,
+        layout: str | None = PLAIN,
+        masks: str | None = NO_MASKS,
+        caption_lines: bool | None = False,
     ) -> str:
         if folder is None:  # it comes over a link, and changes with what is behind that
             return ""
-        return folder_fingerprint(graph.picture_folder(folder), recursive is not False)
+        deep = recursive is not False or layout != PLAIN
+        return folder_fingerprint(graph.picture_folder(folder), deep)
 
     @classmethod
     def execute(
@@ -84,9 +122,18 @@ class LoadImages(io.ComfyNode):
         recursive: bool,
         resolution: int,
         crops: int,
+        layout: str = PLAIN,
+        masks: str = NO_MASKS,
+        caption_lines: bool = False,
     ) -> io.NodeOutput:
-        items, warnings = read_folder(graph.picture_folder(folder), caption, recursive)
-        dataset = Dataset(items, trigger.strip(), resolution, folder, warnings, crops)
+        path = graph.picture_folder(folder)
+        check = Checks(paths.cache_folder() / "checks")
+        items, warnings = read_folder(path, caption, recursive, layout, caption_lines, masks, check)
+        check.save()
+        labels = class_names(path) if layout == CLASSES else ()
+        dataset = Dataset(
+            items, trigger.strip(), resolution, folder, warnings, crops, labels=labels
+        )
         return io.NodeOutput(dataset, describe(dataset))
 
 
@@ -116,6 +163,13 @@ class ImagesToDataset(io.ComfyNode):
                 text("trigger", _TRIGGER),
                 whole("resolution", _RESOLUTION, 1024, min=64, max=8192, step=64),
                 field(Dataset, "crops"),
+                socket(
+                    io.Mask,
+                    "masks",
+                    "What of the pictures counts, which is white: a batch or a list, one mask for all or one for "
+                    "each, of the picture's size.",
+                    optional=True,
+                ),
             ],
             outputs=[
                 output(GraftDataset, "DATASET", "Pictures with captions, for a training node."),
@@ -131,13 +185,16 @@ class ImagesToDataset(io.ComfyNode):
         trigger: list[str],
         resolution: list[int],
         crops: list[int],
+        masks: list[Any] | None = None,
     ) -> io.NodeOutput:
         pictures = [picture for batch in images for picture in rgb_pixels(batch)]
         texts = captions_for(len(pictures), captions)
         items = tuple(
-            Item(one, pixels=picture) for one, picture in zip(texts, pictures, strict=True)
+            Item((one,), pixels=picture) for one, picture in zip(texts, pictures, strict=True)
         )
         dataset = Dataset(items, trigger[0].strip(), resolution[0], "the graph", crops=crops[0])
+        if masks:
+            dataset = with_masks(dataset, masks)
         return io.NodeOutput(dataset, describe(dataset))
 
 

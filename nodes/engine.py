@@ -33,6 +33,13 @@ EXTRAS: dict[str, tuple[Any, str]] = {
         "Goes on from where another training node stopped, with the same settings.",
     ),
 }
+LATER: dict[str, tuple[Any, str]] = {  # last among the inputs
+    "validation": (
+        GraftDataset,
+        "Pictures that are not trained on: their loss, always with the same noise, says whether the model gets better "
+        "or learns the training pictures by heart.",
+    ),
+}
 
 
 def outputs() -> list[Any]:
@@ -61,8 +68,8 @@ def outputs() -> list[Any]:
 
 
 def sockets(*names: str, optional: bool = False) -> list[Any]:
-    """Sockets of ``WIRES`` and ``EXTRAS``, in the order of ``names``."""
-    known = WIRES | EXTRAS
+    """Sockets of ``WIRES``, ``EXTRAS`` and ``LATER``, in the order of ``names``."""
+    known = WIRES | EXTRAS | LATER
     return [socket(known[n][0], n, known[n][1], optional=optional) for n in names]
 
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..host import graph
 from ..trainers.preview import Preview
 from .config import lines
-from .schema import GraftPreviewType, choice, number, output, schema, switch, text, whole
+from .schema import GraftPreviewType, choice, field, number, output, schema, switch, text, whole
 
 
 class PreviewNode(io.ComfyNode):
@@ -72,6 +72,7 @@ class PreviewNode(io.ComfyNode):
                 ),
                 whole("every", "Training steps between two previews.", 100, min=1, max=1_000_000),
                 switch("at_start", "Also sample before the first step.", True),
+                field(Preview, "rows", optional=True),
             ],
             outputs=[
                 output(GraftPreviewType, "PREVIEW", "For the preview socket of a training node.")
@@ -92,10 +93,11 @@ class PreviewNode(io.ComfyNode):
         seed: int,
         every: int,
         at_start: bool,
+        rows: str = "samples",
     ) -> io.NodeOutput:
         names = (sampler_name, scheduler)
         sampling = (width, height, steps, cfg, *names, seed)
-        return io.NodeOutput(Preview(lines(prompts), negative, *sampling, every, at_start))
+        return io.NodeOutput(Preview(lines(prompts), negative, *sampling, every, at_start, rows))
 
 
 NODES = [PreviewNode]

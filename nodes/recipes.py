@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..adapters.lora import LoRA
-from ..trainers.data import Dataset, size_for
+from ..trainers.data import Dataset
 from ..trainers.data.order import Order
 from ..trainers.objectives import WEIGHTS, Objective
 from ..trainers.optimizers import SCHEDULES, Optimizer
@@ -16,6 +16,7 @@ from .config import PRESERVE_PROMPTS, lines
 from .engine import (
     EXTRAS,
     HIDDEN,
+    LATER,
     LORA_NAME,
     RUN_SEED,
     WIRES,
@@ -95,6 +96,7 @@ class TrainLora(io.ComfyNode):
                     multiline=True,
                     advanced=True,
                 ),
+                *sockets(*LATER, optional=True),
             ],
             outputs=outputs(),
         )
@@ -130,6 +132,7 @@ class TrainLora(io.ComfyNode):
         sampler: Any = None,
         sigmas: Any = None,
         state: Any = None,
+        validation: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(
             steps_for(steps, steps_unit, dataset, batch_size, accumulate),
@@ -148,6 +151,7 @@ class TrainLora(io.ComfyNode):
                 preserve_prompts=lines(preserve_prompts),
             ),
             "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
+            "validation": validation,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 
@@ -157,7 +161,7 @@ def steps_for(
 ) -> int:
     """Optimizer steps of a length that is given in one of the units.
 
-    An epoch is what the loop takes for one: every picture once, where a batch never mixes sizes.
+    An epoch is what the loop takes for one: every picture as often as it is repeated, where a batch never mixes sizes.
 
     Args:
         amount: How many of the unit.
@@ -181,8 +185,9 @@ def steps_for(
     if unit == PER_IMAGE:
         return amount * len(dataset.items)
     if unit == EPOCHS:
-        sizes = [size_for(*item.measure(), dataset.resolution) for item in dataset.items]
-        return amount * Order(sizes, batch_size * accumulate, 0).steps_per_epoch
+        sizes = [dataset.size(index) for index in range(len(dataset))]
+        order = Order(sizes, batch_size * accumulate, 0, dataset.repeats)
+        return amount * order.steps_per_epoch
     raise ValueError(f"steps_unit is '{unit}'; it must be '{STEPS}', '{PER_IMAGE}' or '{EPOCHS}'.")
 
 

@@ -9,7 +9,7 @@ from ..adapters.lora import LoRA
 from ..trainers.objectives import Objective
 from ..trainers.optimizers import Optimizer
 from ..trainers.plan import Plan
-from .engine import EXTRAS, HIDDEN, LORA_NAME, RUN_SEED, check_name, outputs, sockets, train
+from .engine import EXTRAS, HIDDEN, LATER, LORA_NAME, RUN_SEED, check_name, outputs, sockets, train
 from .schema import (
     GraftNetworkType,
     GraftObjectiveType,
@@ -69,6 +69,17 @@ class Train(io.ComfyNode):
                 field(Plan, "checkpointing", advanced=True),
                 field(Plan, "max_grad_norm", max=1000.0, step=0.1, advanced=True),
                 text("name", LORA_NAME, "graft"),
+                *sockets(*LATER, optional=True),
+                field(Plan, "validate_every", max=1_000_000, optional=True, advanced=True),
+                field(Plan, "patience", max=1_000_000, optional=True, advanced=True),
+                field(
+                    Plan,
+                    "stop_when_diverging",
+                    max=1000.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=outputs(),
         )
@@ -100,6 +111,10 @@ class Train(io.ComfyNode):
         sampler: Any = None,
         sigmas: Any = None,
         state: Any = None,
+        validation: Any = None,
+        validate_every: int = 50,
+        patience: int = 0,
+        stop_when_diverging: float = 5.0,
     ) -> io.NodeOutput:
         plan = Plan(
             steps,
@@ -110,12 +125,16 @@ class Train(io.ComfyNode):
             max_grad_norm,
             precision,
             checkpointing,
+            validate_every=validate_every,
+            patience=patience,
+            stop_when_diverging=stop_when_diverging,
         )
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         chosen = {
             "network": network or LoRA(),
             "objective": objective or Objective(),
             "optimizer": optimizer or Optimizer(),
+            "validation": validation,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 

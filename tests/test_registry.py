@@ -69,3 +69,17 @@ def test_registration_refuses_what_would_hurt_later(family):
 
     with pytest.raises(TypeError, match="tooltip"):
         family.register("bare")(Bare)
+
+
+def test_a_text_sets_only_what_a_text_can_say():
+    registry = Registry("part")
+
+    @registry.register("one")
+    @dataclass(frozen=True)
+    class One:
+        names: tuple = option((), "Names.")
+        size: int = option(1, "A size.")
+
+    assert registry.parse("one", "size=3", names=("a",)) == One(("a",), 3)
+    with pytest.raises(ValueError, match="Unknown option of one 'names'"):
+        registry.parse("one", "names=a")

@@ -78,6 +78,26 @@ def test_a_run_that_is_finished_early_goes_on_with_the_next_nodes(server):
     assert seen["state"] == "finished" and seen["steps"] < 400 and seen["saved"]
 
 
+def test_validations_reach_the_browser_and_the_history(server):
+    graph = graphs.Mini(server)
+    unseen = graph.dataset("graft-examples/texture")
+    steps = {"steps": 4, "validate_every": 2, "batch_size": 2, "name": "watched"}
+    node = graph.train("GraftTrain", validation=unseen, **steps)
+    plot = graph.add("LossGraphNode", loss=[node, 4], filename_prefix="watched")
+    prompt_id = server.queue(graph.prompt)
+    entry = server.wait(prompt_id)
+    got = [m for m in graphs.messages(server, prompt_id) if m["kind"] == "validated"]
+    assert [m["step"] for m in got] == [0, 2, 4] and {m["node"] for m in got} == {node}
+    assert all(len(m["per_sigma"]) == 8 and m["weights"] == "raw" for m in got)
+    assert any(name.startswith("input_blocks.") for name in got[-1]["change"])
+    history = server.get(f"/graft/runs/{got[0]['run']}")["events"]
+    assert [row["loss"] for row in history if row["kind"] == "validated"] == [
+        m["loss"] for m in got
+    ]
+    assert f"validation loss {got[0]['loss']:.4f} (step 0)" in graphs.shown(entry, node)
+    assert server.images(entry, plot) or entry["outputs"].get(plot)
+
+
 def test_unknown_runs_are_refused(server):
     for path in ("/graft/runs/0123456789abcdef", "/graft/runs/..%2f..%2fetc"):
         status, _ = server.request(path)

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 
 
-class Denoiser(Protocol):
-    """A diffusion model as a denoiser. Tensors are fp32; ``sigma`` is ``[B]``."""
+class Preconditioning(Protocol):
+    """How a model noises, and makes D of its network's output. Tensors are fp32; ``sigma`` is ``[B]``."""
 
     @property
     def sigmas(self) -> torch.Tensor:
@@ -28,29 +28,33 @@ class Denoiser(Protocol):
     def combine(self, sigma: torch.Tensor, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """D from the raw network's ``output`` at the input ``x``."""
 
+
+class Denoiser(Preconditioning, Protocol):
+    """A diffusion model as a denoiser."""
+
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
         """D(x; sigma, cond), ``[B, ...]``, differentiable."""
 
 
 def _probe(
-    denoiser: Denoiser, sigma: torch.Tensor, output: float, x: float, dims: int
+    denoiser: Preconditioning, sigma: torch.Tensor, output: float, x: float, dims: int
 ) -> torch.Tensor:
     shape = (sigma.shape[0],) + (1,) * (dims - 1)
     full = sigma.new_full
     return denoiser.combine(sigma, full(shape, output), full(shape, x)).float()
 
 
-def c_out(denoiser: Denoiser, sigma: torch.Tensor, dims: int = 4) -> torch.Tensor:
+def c_out(denoiser: Preconditioning, sigma: torch.Tensor, dims: int = 4) -> torch.Tensor:
     """|dD/dF| at ``sigma`` ``[B]``, shaped ``[B, 1, ...]`` with ``dims`` dimensions."""
     return _probe(denoiser, sigma, 1.0, 0.0, dims).abs()
 
 
-def c_skip(denoiser: Denoiser, sigma: torch.Tensor, dims: int = 4) -> torch.Tensor:
+def c_skip(denoiser: Preconditioning, sigma: torch.Tensor, dims: int = 4) -> torch.Tensor:
     """dD/dx with F held at ``sigma`` ``[B]``, shaped ``[B, 1, ...]`` with ``dims`` dimensions."""
     return _probe(denoiser, sigma, 0.0, 1.0, dims)
 
 
-def snr(denoiser: Denoiser, sigma: torch.Tensor) -> torch.Tensor:
+def snr(denoiser: Preconditioning, sigma: torch.Tensor) -> torch.Tensor:
     """Signal-to-noise ratio ``[B]`` at ``sigma`` ``[B]``, probed from how the model noises."""
     shape = (sigma.shape[0], 1)
     zero, one = sigma.new_zeros(shape), sigma.new_ones(shape)

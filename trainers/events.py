@@ -28,6 +28,20 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Validated:
+    """The held-out pictures' loss after ``step`` steps, and pairs of sigma and loss at each noise level.
+
+    ``change`` is |dW| / |W| by block; ``weights`` says which weights these are (``raw``, ``ema``).
+    """
+
+    step: int
+    loss: float
+    per_sigma: tuple[tuple[float, float], ...]
+    change: dict[str, float] = field(default_factory=dict)
+    weights: str = "raw"
+
+
+@dataclass(frozen=True)
 class Sample:
     """Pictures sampled at ``step``, as ComfyUI image references (filename, subfolder, type)."""
 
@@ -52,11 +66,11 @@ class Warned:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run is over: ``state`` is ``done``, ``finished`` (early, on request), ``interrupted`` or ``error``."""
+    """The run is over: ``state`` is ``done``, ``finished`` (early and well), ``interrupted`` or ``error``."""
 
     state: str
     text: str = ""
 
 
-Event: TypeAlias = Started | Progress | Sample | Saved | Warned | Ended
+Event: TypeAlias = Started | Progress | Validated | Sample | Saved | Warned | Ended
 Sink: TypeAlias = Callable[[Event], None]

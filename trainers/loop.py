@@ -10,19 +10,22 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 
-from . import random
+from .data.batch import Batch
 from .data.order import Order
 from .denoiser import Denoiser
 from .events import Progress, Sink
 from .objectives import Objective
 from .optimizers import Optimizer
 from .plan import Plan
-from .state import State, optimizer_state, restore_optimizer
+from .random import Draws
+from .record import Record
+from .state import State
+from .stepping import Stepper
 
 
 class Data(Protocol):
@@ -32,24 +35,11 @@ class Data(Protocol):
     def buckets(self) -> Sequence[Hashable]:
         """The bucket of each picture."""
 
-    @property
-    def priors(self) -> int:
-        """How many pictures of the base model there are to stay close to."""
+    def batches(self, items: Sequence[int], draws: Draws) -> Iterator[Batch]:
+        """What the slots with these pictures train on: the pictures, then what is to stay as it is.
 
-    def latents(self, items: Sequence[int], draws: Sequence[float]) -> torch.Tensor:
-        """Clean latents ``[B, ...]`` fp32 on the training device.
-
-        A draw in [0, 1) for each picture chooses among what it has several of, its crops, say.
+        Every choice among crops, captions and the like is one of ``draws``.
         """
-
-    def cond(self, items: Sequence[int], draws: Sequence[float]) -> Any:
-        """What the denoiser is conditioned on for these pictures and draws."""
-
-    def prior_latents(self, priors: Sequence[int]) -> torch.Tensor:
-        """What the base model makes of prior prompts (numbers below ``priors``), as ``latents``."""
-
-    def prior_cond(self, priors: Sequence[int]) -> Any:
-        """What the denoiser is conditioned on for these."""
 
 
 class Trained(Protocol):
@@ -77,8 +67,9 @@ class Loop:
     """A run in progress.
 
     ``poll`` is called before every micro-batch; it may raise to interrupt the run, and returns
-    True to end it after the step in hand as if it were done. ``after`` is called after every step,
-    and with 0 before the first one of a fresh run.
+    True to end it after the step in hand as if it were done. ``monitor`` gets what ``sink`` gets of every
+    step, and can end the run in the same way. ``after`` is called after every step, and with 0 before
+    the first one of a fresh run.
     """
 
     denoiser: Denoiser
@@ -90,8 +81,10 @@ class Loop:
     sink: Sink = lambda event: None
     poll: Callable[[], bool] = lambda: False
     after: Callable[[int], None] = lambda step: None
+    monitor: Callable[[Progress], bool] = lambda event: False
     step: int = field(default=0, init=False)
     losses: list[float] = field(default_factory=list, init=False)
+    record: Record = field(default_factory=Record, init=False)
 
     def __post_init__(self) -> None:
         if self.plan.batch_size > len(self.data.buckets):
@@ -100,7 +93,7 @@ class Loop:
                 "lower batch_size or add pictures."
             )
         self.parameters = dict(self.network.parameters())
-        self.algorithm = self.optimizer.algorithm.build(list(self.parameters.values()))
+        self.stepper = Stepper(self.optimizer, self.parameters)
         self.order = Order(self.data.buckets, self.plan.effective_batch, self.plan.seed)
         self.total = self.plan.total_steps or self.plan.steps
         self.end = self.plan.steps
@@ -119,8 +112,9 @@ class Loop:
                 f"The state was trained with seed {state.seed}, not {self.plan.seed}; use the same seed."
             )
         self.network.load(state.adapter)
-        restore_optimizer(self.algorithm, self.parameters, state.optimizer)
+        self.stepper.load(state)
         self.step, self.losses = state.step, list(state.losses)
+        self.record = Record(state.record, state.step)
         self.end = self.step + self.plan.steps
         self.total = self.plan.total_steps or max(state.total_steps, state.step + self.plan.steps)
 
@@ -131,9 +125,14 @@ class Loop:
             total_steps=self.total,
             seed=self.plan.seed,
             adapter=dict(self.network.tensors()),
-            optimizer=optimizer_state(self.algorithm, self.parameters),
             losses=tuple(self.losses),
+            record=tuple(self.record.rows),
+            **self.stepper.state(),
         )
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The network holds what the run hands out inside the block: an average, where one is kept."""
+        return self.stepper.averaged()
 
     def run(self) -> bool:
         """Train ``plan.steps`` steps.
@@ -153,17 +152,12 @@ class Loop:
             norm = self._update()
             self.step += 1
             self.losses.append(loss)
+            self.record.end()
             seconds = time.perf_counter() - started
-            self.sink(
-                Progress(
-                    self.step,
-                    self.end,
-                    loss,
-                    self.optimizer.lr(self.step - 1, self.total),
-                    norm,
-                    seconds,
-                )
-            )
+            lr = self.stepper.lr(self.step - 1, self.total)
+            event = Progress(self.step, self.end, loss, lr, norm, seconds)
+            self.sink(event)
+            stop = self.monitor(event) or stop
             self.after(self.step)
             if stop:
                 return False
@@ -171,7 +165,8 @@ class Loop:
 
     def _accumulate(self) -> tuple[float, bool]:
         """Gradients of one effective batch; returns its loss."""
-        self.algorithm.zero_grad(set_to_none=True)
+        self.stepper.algorithm.zero_grad(set_to_none=True)
+        self.record.begin()
         items = self.order.indices(self.step)
         total, stop = 0.0, False
         for slots in _micro_batches(len(items), self.plan.batch_size):
@@ -188,53 +183,35 @@ class Loop:
         return total, stop
 
     def _losses(self, items: list[int], slots: Sequence[int]) -> Iterator[torch.Tensor]:
-        """The loss of each sample ``[B]`` and, where the base is preserved, of a prior in its place."""
-        draws = random.uniform(self.plan.seed, self.step, slots, "variant").tolist()
-        clean = self.data.latents(items, draws)
-        sigma, x = self._noised(clean, slots)
-        cond = self.data.cond(items, draws)
-        yield self.objective.sample_loss(self.denoiser, x, sigma, cond, clean)
-        if self.objective.preserve > 0 and self.data.priors > 0:
-            yield self.objective.preserve * self._prior_loss(slots)
-
-    def _prior_loss(self, slots: Sequence[int]) -> torch.Tensor:
-        """Distance from the base model on its own pictures ``[B]``."""
-        draws = random.uniform(self.plan.seed, self.step, slots, "prior")
-        priors = (draws * self.data.priors).long().tolist()
-        sigma, x = self._noised(self.data.prior_latents(priors), slots, "prior ")
-        cond = self.data.prior_cond(priors)
-        with torch.no_grad(), self.network.off():
-            base = self.denoiser(x, sigma, cond).float()
-        return self.objective.sample_loss(self.denoiser, x, sigma, cond, base)
-
-    def _noised(
-        self, clean: torch.Tensor, slots: Sequence[int], purpose: str = ""
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """sigma ``[B]`` and the noised latents ``[B, ...]`` of this step."""
-        seed, step = self.plan.seed, self.step
-        u = random.uniform(seed, step, slots, f"{purpose}sigma")
-        sigma = self.objective.noise.quantile(u, self.denoiser).to(clean.device)
-        sigma = self.denoiser.nearest(sigma)
-        noise = random.normal(clean.shape[1:], seed, step, slots, f"{purpose}noise")
-        return sigma, self.denoiser.add_noise(sigma, noise.to(clean.device), clean)
+        """The weighted loss of each sample ``[B]``, batch by batch."""
+        draws = Draws(self.plan.seed, self.step, slots, self.plan.effective_batch)
+        for batch in self.data.batches(items, draws):
+            noised = self.objective.noised(self.denoiser, batch.latents, draws.of(batch.use))
+            if batch.keeps_base:
+                with torch.no_grad(), self.network.off():
+                    base = self.denoiser(noised.x, noised.sigma, batch.cond)
+                noised = replace(noised, target=base.float())
+            losses = self.objective.sample_loss(self.denoiser, noised, batch)
+            if not batch.use:
+                self.record.note(noised.sigma, losses)
+            yield batch.weight * losses
 
     def _update(self) -> float:
-        """Clip, set the learning rate, step; returns the gradient's norm before clipping."""
-        untouched = [name for name, p in self.parameters.items() if p.grad is None]
+        """Set the learning rates, clip, step; returns the gradient's norm before clipping."""
+        moving = self.stepper.begin(self.step, self.total)
+        untouched = [name for name, p in moving.items() if p.grad is None]
         if untouched:
             raise RuntimeError(
-                f"{len(untouched)} of {len(self.parameters)} trained tensors got no gradient "
+                f"{len(untouched)} of {len(moving)} trained tensors got no gradient "
                 f"({', '.join(untouched[:3])} ...): the model does not use these layers; leave them out of blocks."
             )
         limit = self.plan.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), limit))
+        norm = float(torch.nn.utils.clip_grad_norm_(list(moving.values()), limit))
         if not math.isfinite(norm):
             raise Diverged(
                 f"The gradient is {norm} at step {self.step + 1}. Lower the learning rate, or train in fp32."
             )
-        for group in self.algorithm.param_groups:
-            group["lr"] = self.optimizer.lr(self.step, self.total)
-        self.algorithm.step()
+        self.stepper.step()
         return norm
 
 

@@ -30,6 +30,26 @@ class Plan:
         "auto", "Recompute activations block by block to save memory.", choices=CHECKPOINTING
     )
 
+    validate_every: int = option(
+        50,
+        "Steps between two looks at the held-out pictures of validation; each takes 8 forward passes a picture.",
+        min=1,
+        max=10_000_000,
+    )
+    patience: int = option(
+        0,
+        "End after so many validations in a row that were no better than the best, and deliver the best; 0 never does.",
+        min=0,
+        max=10_000_000,
+    )
+    stop_when_diverging: float = option(
+        5.0,
+        "End, and deliver the best so far, when the median loss of 50 steps stays above this many times its best and "
+        "above where it began; 0 never does.",
+        min=0.0,
+        max=1e9,
+    )
+
     def __post_init__(self) -> None:
         check_limits(self)
 

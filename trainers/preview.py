@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from ..registry import check_limits, option
 
+ROWS = ("samples", "all")
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -24,6 +26,12 @@ class Preview:
     seed: int = option(0, "Seed of the first prompt; each has the next.", min=0, max=2**64 - 1)
     every: int = option(100, "Steps between previews.", min=1, max=10_000_000)
     at_start: bool = option(True, "Sample before the first step, too.")
+    rows: str = option(
+        "samples",
+        "samples: the prompts' pictures. all: one sheet with the first training pictures, noised and denoised at "
+        "several noise levels, and the samples below.",
+        choices=ROWS,
+    )
 
     def __post_init__(self) -> None:
         if not self.prompts:

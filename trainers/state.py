@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A resumable training state, as a value."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from .record import Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,7 +16,11 @@ class State:
 
     Since every draw is keyed by seed and step, seed and step are all of the random state.
     ``adapter`` has the tensors as files name them; ``optimizer`` is per parameter name; ``model`` is
-    the digest of what it was trained on, ``settings`` what it was trained with.
+    the digest of what it was trained on, ``settings`` what it was trained with. ``groups`` are the
+    running numbers of groups of parameters, for the optimizers named in ``algorithm`` that have such;
+    ``ema`` are the averaged weights per parameter name after ``ema_updates``, empty without them. ``record`` has the
+    noise levels and losses of the pictures of every step. ``validation`` has
+    step and loss of the held-out pictures.
     """
 
     step: int
@@ -25,6 +31,12 @@ class State:
     losses: tuple[float, ...] = ()
     model: str = ""
     settings: str = ""
+    algorithm: str = ""
+    groups: tuple[Mapping[str, Any], ...] = ()
+    ema: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    ema_updates: int = 0
+    record: tuple[Row, ...] = ()
+    validation: tuple[tuple[int, float], ...] = ()
 
 
 def optimizer_state(
@@ -46,7 +58,7 @@ def restore_optimizer(
     """Put copies of a state back.
 
     Args:
-        optimizer: A new optimizer over the values of ``parameters``, in their order.
+        optimizer: A new optimizer over the values of ``parameters``, in any groups.
         parameters: The trained parameters by name.
         state: What ``optimizer_state`` gave.
 
@@ -57,7 +69,7 @@ def restore_optimizer(
         raise ValueError(
             "The state trains other parameters than this network; use the settings it was trained with."
         )
-    names = list(parameters)
+    names = [name for group in _grouped(optimizer, parameters) for name in group]
     packed = optimizer.state_dict()
     packed["state"] = {
         i: {k: _copy(v) for k, v in state[name].items()}
@@ -65,6 +77,53 @@ def restore_optimizer(
         if state[name]
     }
     optimizer.load_state_dict(packed)
+
+
+def group_state(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.nn.Parameter],
+    running: Sequence[str],
+) -> tuple[dict[str, Any], ...]:
+    """The ``running`` numbers of each group and, as ``names``, whom they belong to; () without any."""
+    if not running:
+        return ()
+    names = _grouped(optimizer, parameters)
+    return tuple(
+        {"names": members, **{key: _copy(group[key]) for key in running}}
+        for members, group in zip(names, optimizer.param_groups, strict=True)
+    )
+
+
+def restore_groups(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.nn.Parameter],
+    groups: Sequence[Mapping[str, Any]],
+) -> None:
+    """Put back what ``group_state`` gave.
+
+    Args:
+        optimizer: A new optimizer over the values of ``parameters``.
+        parameters: The trained parameters by name.
+        groups: What ``group_state`` gave; nothing is put back of ().
+
+    Raises:
+        ValueError: The state's groups are others.
+    """
+    names = _grouped(optimizer, parameters)
+    if groups and [tuple(group["names"]) for group in groups] != names:
+        raise ValueError(
+            f"The state steps its parameters in {len(groups)} groups, and these settings make {len(names)} of them or "
+            "put others together; use the learning rates, decays and stops of the parts that it was trained with."
+        )
+    for group, saved in zip(optimizer.param_groups, groups, strict=False):
+        group.update({key: value for key, value in saved.items() if key != "names"})
+
+
+def _grouped(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
+) -> list[tuple[str, ...]]:
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    return [tuple(names[id(p)] for p in group["params"]) for group in optimizer.param_groups]
 
 
 def _copy(value: Any) -> Any:

@@ -92,3 +92,81 @@ def test_the_model_says_when_the_vae_lies_about_its_channels():
     vae.latent_channels = 4
     with pytest.raises(ValueError, match="16 channels"):
         autoencoder.encode(vae, tiny.model("sdxl"), pictures())
+
+
+def moments(vae, pixels):
+    """Mean and log variance by the autoencoder's own layers, and the host's own pixel range of -1..1."""
+    network = vae.first_stage_model
+    with torch.inference_mode():
+        return network.quant_conv(network.encoder(pixels.movedim(-1, 1) * 2 - 1)).chunk(2, dim=1)
+
+
+@pytest.mark.parametrize("ambient", [True, False])
+def test_an_autoencoder_with_a_distribution_gives_it(ambient):
+    vae, model = tiny.kl_vae(), tiny.model("sdxl")
+    with torch.inference_mode():
+        raw = vae.encode(pictures())  # the host's latent is the mode
+    mean, logvar = moments(vae, pictures())
+    with torch.inference_mode(ambient):
+        found = autoencoder.posterior(vae, model, pictures())
+        assert torch.equal(autoencoder.encode(vae, model, pictures()), found.mean)
+    assert torch.equal(found.mean, raw * 0.13025) and not found.spread.is_inference()
+    torch.testing.assert_close(found.mean, mean * 0.13025)
+    torch.testing.assert_close(found.spread, 0.13025 * torch.exp(0.5 * logvar))
+    assert "forward" not in vars(vae.first_stage_model.regularization) and vae.latent_channels == 4
+    with torch.inference_mode():
+        assert torch.equal(vae.encode(pictures()), raw)
+
+
+def test_a_model_whose_latents_are_shifted_spreads_without_the_shift():
+    vae, model = tiny.kl_vae(), tiny.model("sdxl_edm")
+    logvar = moments(vae, pictures())[1]
+    std = torch.tensor([8.4927, 5.9022, 6.5498, 5.2299]).view(1, 4, 1, 1)
+    found = autoencoder.posterior(vae, model, pictures())
+    expected = torch.exp(0.5 * logvar) * 0.5 / std
+    torch.testing.assert_close(found.spread, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_distribution_is_made_in_tiles_where_memory_is_short(monkeypatch):
+    import comfy.model_management as management
+
+    vae, model = tiny.kl_vae(), tiny.model("sdxl")
+    whole = autoencoder.posterior(vae, model, pictures(1))
+    calls = []
+    encode = vae.first_stage_model.encode
+
+    def short(pixels):
+        calls.append(1)
+        if len(calls) == 1:
+            raise management.OOM_EXCEPTION("no memory")
+        return encode(pixels)
+
+    monkeypatch.setattr(vae.first_stage_model, "encode", short)
+    tiled = autoencoder.posterior(vae, model, pictures(1))
+    assert len(calls) > 1
+    torch.testing.assert_close(tiled.mean, whole.mean)
+    torch.testing.assert_close(tiled.spread, whole.spread)
+
+
+def test_an_autoencoder_that_fails_is_given_back(monkeypatch):
+    vae, model = tiny.kl_vae(), tiny.model("sdxl")
+
+    def fail(pixels):
+        raise RuntimeError("no paint")
+
+    monkeypatch.setattr(vae.first_stage_model.encoder, "forward", fail)
+    with pytest.raises(RuntimeError, match="no paint"):
+        autoencoder.posterior(vae, model, pictures(1))
+    assert "forward" not in vars(vae.first_stage_model.regularization) and vae.latent_channels == 4
+
+
+def test_an_autoencoder_of_points_has_no_spread():
+    vae, model = tiny.vae("sdxl"), tiny.model("sdxl")
+    point = autoencoder.posterior(vae, model, pictures())
+    assert point.spread is None
+    assert torch.equal(point.mean, autoencoder.encode(vae, model, pictures()))
+    after = tiny.kl_vae()
+    after.format_encoded = lambda z: (
+        z
+    )  # what a newer host may do to a latent is not done to moments
+    assert autoencoder.posterior(after, model, pictures(1)).spread is None

@@ -396,6 +396,8 @@ def test_priors_are_captions_without_the_trigger_as_a_word():
     data = Dataset(tuple(Item(text, pixels=pixels) for text in captions), trigger="sks")
     assert prior_prompts(data, ()) == (", a cat", "")
     assert prior_prompts(data, ("x", "x", "y")) == ("x", "y", "")
+    several = [Item((f"a sks {i}", f"b sks {i}"), pixels=pixels) for i in range(2)]
+    assert prior_prompts(Dataset(tuple(several), "sks"), ())[:4] == ("a 0", "a 1", "b 0", "b 1")
     bare = Dataset(data.items, trigger="")
     assert prior_prompts(bare, ()) == ("",)
 
@@ -443,11 +445,13 @@ def test_what_comes_before_the_first_step_is_counted_in_the_node(wires, output, 
 
 def test_preservation_holds_on_to_pictures_of_the_base(wires, output, monkeypatch):
     """8 pictures of the base are made, equal runs are equal, and a run in two parts equals one."""
-    from graft.host import engine
+    from graft.host import preparation
     from graft.trainers.objectives import Objective
 
-    real, made = engine.sample_priors, []
-    monkeypatch.setattr(engine, "sample_priors", lambda *args: made.append(real(*args)) or made[-1])
+    real, made = preparation.sample_priors, []
+    monkeypatch.setattr(
+        preparation, "sample_priors", lambda *args: made.append(real(*args)) or made[-1]
+    )
     whole = train(wires, steps=2, preserve=1.0)
     assert len(made[0]) == 8
     assert made[0][0][0].latents.shape == (1, 4, 8, 8)
@@ -458,3 +462,89 @@ def test_preservation_holds_on_to_pictures_of_the_base(wires, output, monkeypatc
     tail = train(wires, steps=1, preserve=1.0, plan={"total_steps": 2}, state=head.state)
     for key, value in whole.lora_model.items():
         assert torch.equal(value, tail.lora_model[key])
+
+
+def test_with_an_average_the_result_is_the_average_and_the_last_weights_are_a_second_file(
+    wires, output
+):
+    from safetensors import safe_open
+
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw import AdamW
+
+    plain = train(wires, optimizer=Optimizer(AdamW(1e-2)))
+    outcome = train(wires, optimizer=Optimizer(AdamW(1e-2), ema_decay=0.5))
+    main, raw = sorted(output.glob(f"graft/{outcome.run}/*.safetensors"))
+    assert (main.name, raw.name) == ("graft.safetensors", "graft_raw.safetensors")
+    assert (
+        f"average of decay 0.5; the last weights: output/graft/{outcome.run}/{raw.name}"
+        in outcome.report
+    )
+    weights = {}
+    for path, kind in ((main, "ema"), (raw, "raw")):
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+            assert (facts["graft.ema_decay"], facts["graft.weights"]) == ("0.5", kind)
+            weights[kind] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    for key, value in plain.lora_model.items():
+        assert torch.equal(
+            weights["raw"][key], value
+        )  # the average changed nothing of the training
+        assert torch.equal(weights["ema"][key], outcome.lora_model[key])
+        assert torch.equal(weights["ema"][key], outcome.adapter.tensors[key])
+    ups = [key for key in weights["raw"] if key.endswith("up.weight")]
+    assert not any(torch.equal(weights["raw"][key], weights["ema"][key]) for key in ups)
+    patched = outcome.model.patches
+    place = next(key for key in patched if key.endswith("attn1.to_q.weight"))
+    (patch,) = patched[place]
+    key = place.replace(".weight", ".lora_up.weight")
+    assert torch.equal(patch[1].weights[0], weights["ema"][key])
+    assert len(sorted(output.glob(f"graft/{plain.run}/*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "schedule-free-adamw"])
+def test_parts_of_a_run_with_any_optimizer_are_the_whole_run(wires, output, name):
+    from graft.trainers.optimizers import OPTIMIZERS, SCHEDULES, Optimizer
+
+    decay = 0.0 if name == "schedule-free-adamw" else 0.9
+    settings = Optimizer(OPTIMIZERS.get(name)(), SCHEDULES.get("linear")(), ema_decay=decay)
+    whole = train(wires, steps=6, optimizer=settings)
+    head = train(wires, steps=3, plan={"total_steps": 6}, optimizer=settings)
+    tail = train(wires, steps=3, plan={"total_steps": 6}, optimizer=settings, state=head.state)
+    assert tail.loss_map == whole.loss_map
+    for key, value in whole.lora_model.items():
+        assert torch.equal(value, tail.lora_model[key])
+
+
+def test_previews_show_the_average(wires, output, shown):
+    """MODEL out draws the last preview's picture, which it would not if that had the last weights."""
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw import AdamW
+
+    shown["optimizer"] = Optimizer(AdamW(0.05), ema_decay=0.999)
+    assert compared(train(wires, **shown).report) <= 1e-3
+
+
+def test_an_optimizer_that_cannot_run_here_is_refused_before_anything_is_written(wires, output):
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw_8bit import AdamW8bit
+
+    with pytest.raises(ValueError, match="adamw-8bit .*choose adamw"):
+        train(wires, optimizer=Optimizer(AdamW8bit()))
+    assert not [path for path in output.rglob("*") if path.is_file()]
+
+
+def test_unusual_settings_of_the_optimizer_are_said(wires, output, monkeypatch):
+    from graft.host import engine
+    from graft.trainers.events import Warned
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.prodigy import Prodigy
+
+    said, real = [], engine.RunSink.__call__
+    monkeypatch.setattr(
+        engine.RunSink, "__call__", lambda sink, event: (said.append(event), real(sink, event))[1]
+    )
+    train(wires, steps=1, optimizer=Optimizer(Prodigy(lr=1e-4), text_lr=1e-4))
+    texts = [event.text for event in said if isinstance(event, Warned)]
+    assert any("learning_rate 0.0001 is unusual for prodigy" in text for text in texts)
+    assert any("text_lr has no effect" in text for text in texts)

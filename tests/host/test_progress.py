@@ -70,7 +70,7 @@ def log_rows():
 
 def test_a_whole_run_arrives_everywhere(world, caplog):
     from graft.host import paths
-    from graft.trainers.events import Ended, Sample, Saved, Started, Warned
+    from graft.trainers.events import Ended, Sample, Saved, Started, Validated, Warned
 
     sink = world.sink(prompt_id="p", workflow_id="w")
     with caplog.at_level(logging.INFO):
@@ -81,6 +81,7 @@ def test_a_whole_run_arrives_everywhere(world, caplog):
                 image = {"filename": "a.png", "subfolder": "graft", "type": "output"}
                 sink(Sample(50, (image,)))
                 sink(Warned("the loss is high"))
+                sink(Validated(50, 0.25, ((1.0, 0.25),), {"out": 0.5}))
         sink(Saved(100, "loras/x.safetensors"))
         sink(Ended("done", "704 of 704 tensors applied"))
 
@@ -89,7 +90,7 @@ def test_a_whole_run_arrives_everywhere(world, caplog):
     assert [p[0] for p in points] == list(range(1, 101))
     assert [m["seq"] for m in messages] == list(range(1, len(messages) + 1))
     assert [m["kind"] for m in messages if m["kind"] != "progress"] == [
-        "start", "sample", "warned", "saved", "ended",
+        "start", "sample", "warned", "validated", "saved", "ended",
     ]  # fmt: skip
     assert messages[0]["facts"] == {"rank": 8}
     assert messages[-1]["state"] == "done"
@@ -97,7 +98,7 @@ def test_a_whole_run_arrives_everywhere(world, caplog):
     assert next(m for m in messages if m["kind"] == "sample")["images"][0]["filename"] == "a.png"
 
     rows = log_rows()
-    assert len(rows) == 100 + 5
+    assert len(rows) == 100 + 6
     assert [r["kind"] for r in rows[:2]] == ["start", "progress"]
     assert rows[1]["loss"] == 0.5
     saved = json.loads((paths.run_folder(RUN) / "run.json").read_text(encoding="utf-8"))
@@ -108,6 +109,9 @@ def test_a_whole_run_arrives_everywhere(world, caplog):
     assert world.server.texts[-1][0].startswith("done  step 100/100")
     assert "704 of 704" in world.server.texts[-1][0]
     assert "the loss is high" in caplog.text
+    assert "step 50: validation loss 0.2500" in caplog.text
+    (validated,) = (m for m in messages if m["kind"] == "validated")
+    assert validated["per_sigma"] == [[1.0, 0.25]] and validated["change"] == {"out": 0.5}
     lines = [
         r for r in caplog.records if r.getMessage().startswith("step ") and "ETA" in r.getMessage()
     ]

@@ -79,6 +79,17 @@ def test_live_messages_and_a_snapshot_tell_the_same_story(store, sent):
     assert sent[1][1]["s_per_step"] == 0.1
 
 
+def test_an_event_with_a_loss_of_its_own_keeps_it(store, sent):
+    """A validation goes out together with the steps that wait; theirs are the points, the loss is its own."""
+    store.start(RUN, total=9)
+    store.add(RUN, "validated", [row(1), row(2)], step=2, loss=0.25, per_sigma=((1.0, 0.25),))
+    message = sent[-1][1]
+    assert (message["kind"], message["step"], message["loss"]) == ("validated", 2, 0.25)
+    assert [point[0] for point in message["points"]] == [1, 2] and message["lr"] == 1e-4
+    (event,) = store.since(RUN)["events"]
+    assert event["loss"] == 0.25 and event["per_sigma"] == [[1.0, 0.25]]
+
+
 def test_a_client_asks_for_what_it_missed(store, sent):
     store.start(RUN, total=9)
     for step in range(1, 6):

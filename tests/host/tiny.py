@@ -193,6 +193,30 @@ def vae(family: str = "sdxl", *, seed: int = 2, inference: bool = True):
         return comfy.sd.VAE(sd=made.state_dict())
 
 
+def kl_vae(*, seed: int = 2, inference: bool = True):
+    """A VAE with mean and log variance (AutoencoderKL, 8 x 8 pixels a latent pixel, 4 channels)."""
+    import comfy.sd
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    sizes = {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 64,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    config = {"params": {"ddconfig": sizes, "embed_dim": 4}}
+    with torch.inference_mode(inference):
+        made = AutoencoderKL(**config["params"])
+        randomize(made, seed)
+        return comfy.sd.VAE(sd=made.state_dict(), config=config)
+
+
 def conditioning(family: str = "sdxl", *, tokens: int = 7, seed: int = 3, **extra) -> list:
     """A CONDITIONING of random numbers with the family's widths."""
     generator = torch.Generator().manual_seed(seed)

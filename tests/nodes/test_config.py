@@ -21,6 +21,50 @@ def test_the_objective_is_built_from_widgets():
     made = ObjectiveNode.execute("model", "one", "l2", 0.5, " a cat \n\na dog", "").args[0]
     parts = NOISE.get("model")(), WEIGHTS.get("one")(), METRICS.get("l2")()
     assert made == Objective(*parts, preserve=0.5, preserve_prompts=("a cat", "a dog"))
+    given = ("model", "one", "l2", 0.5, "", "", "gaussian", "instances", "dog")
+    made = ObjectiveNode.execute(*given).args[0]
+    assert made == Objective(*parts, preserve=0.5, preserve_on="instances", class_word="dog")
+    with pytest.raises(ValueError, match="Unknown preserve_on 'instance'. Did you mean instances"):
+        ObjectiveNode.execute(*given[:7], "instance")
+
+
+def test_the_objective_takes_its_own_options_beside_those_of_its_parts():
+    from graft.nodes.config import ObjectiveNode
+    from graft.trainers.objectives import NOISINGS, Objective
+    from graft.trainers.objectives.metrics.huber import Huber
+    from graft.trainers.objectives.noise.log_normal import LogNormal
+    from graft.trainers.objectives.weights.soft_min_snr import SoftMinSNR
+
+    options = "p_mean=0.5, sigma_max=10, stratified=yes, delta=0.2, schedule=constant, gamma=3"
+    made = ObjectiveNode.execute(
+        "log-normal", "soft-min-snr", "huber", 0.5, "", options, "pyramid"
+    ).args[0]
+    assert made == Objective(
+        LogNormal(p_mean=0.5),
+        SoftMinSNR(3.0),
+        Huber(0.2, "constant"),
+        preserve=0.5,
+        noising=NOISINGS.get("pyramid")(),
+        sigma_max=10.0,
+        stratified=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("stratifed=yes", "Did you mean stratified"),
+        ("stratified=maybe", "not a valid bool"),
+        ("input_perturbation=-1", "between 0.0 and 10.0"),
+        ("noise=uniform", "Unknown option 'noise'"),
+        ("preserve_prompts=x", "Unknown option 'preserve_prompts'"),
+    ],
+)
+def test_a_wrong_option_of_the_objective_is_named(options, message):
+    from graft.nodes.config import ObjectiveNode
+
+    with pytest.raises(ValueError, match=message):
+        ObjectiveNode.execute("model", "one", "l2", 1.0, "", options)
 
 
 def test_the_optimizer_gives_each_option_to_the_part_that_has_it():
@@ -35,9 +79,50 @@ def test_the_optimizer_gives_each_option_to_the_part_that_has_it():
     assert made == wanted
 
 
+def test_the_optimizers_own_settings_are_options_and_a_widget():
+    from graft.nodes.config import OptimizerNode
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw import AdamW
+    from graft.trainers.optimizers.schedules.cosine_restarts import CosineRestarts
+
+    options = "text_lr=5e-5, loraplus_ratio=16, num_cycles=3, text_stop=0.5"
+    made = OptimizerNode.execute("adamw", 1e-3, "cosine-restarts", 2, 0.1, options, 0.999).args[0]
+    assert made == Optimizer(
+        AdamW(1e-3, weight_decay=0.1),
+        CosineRestarts(2, 3),
+        ema_decay=0.999,
+        text_lr=5e-5,
+        loraplus_ratio=16.0,
+        text_stop=0.5,
+    )
+    plain = OptimizerNode.execute("adamw", 1e-4, "constant", 0, 0.01, "").args[0]
+    assert plain == Optimizer()  # a prompt that was saved without the widget
+    assert OptimizerNode.execute(
+        "adamw", 1e-4, "constant", 0, 0.01, "settings.ema_decay=0.9", 0.5
+    ).args[0] == Optimizer(ema_decay=0.9)
+
+
+def test_a_learning_rate_of_zero_is_the_optimizers_own():
+    from graft.nodes.config import OptimizerNode
+    from graft.trainers.optimizers import OPTIMIZERS
+
+    for name in OPTIMIZERS.names():
+        made = OptimizerNode.execute(name, 0.0, "constant", 0, 0.01, "").args[0]
+        assert made.algorithm.lr == OPTIMIZERS.get(name)().lr
+    assert OptimizerNode.execute("prodigy", 0.0, "constant", 0, 0.01, "").args[0].algorithm.lr == 1
+
+
+def test_rates_that_prodigy_cannot_keep_apart_are_refused():
+    from graft.nodes.config import OptimizerNode
+
+    with pytest.raises(ValueError, match="learning_rate is 1 and text_lr is 0.5; leave text_lr"):
+        OptimizerNode.execute("prodigy", 1.0, "constant", 0, 0.01, "text_lr=0.5")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("txt_lr=1", "Did you mean text_lr"),
         ("beta3=1", "Did you mean beta"),
         ("schedule.beta2=1", "Unknown option 'schedule.beta2'"),
         ("beta2", "must read name=value"),

@@ -17,16 +17,27 @@ from graft.trainers.plan import Plan
 from tests.trainers.toy import Toy, ToyData, ToyNetwork
 
 
-def make(steps=6, batch=2, accumulate=2, preserve=0.5, lr=1e-2, seed=3, rank=2, data=None, **plan):
+def make(
+    steps=6,
+    batch=2,
+    accumulate=2,
+    preserve=0.5,
+    lr=1e-2,
+    seed=3,
+    rank=2,
+    data=None,
+    optimizer=None,
+    **plan,
+):
     network = ToyNetwork()
     attached = Attached(network, LoRA(rank=rank, blocks="all"), seed)
-    optimizer = Optimizer(AdamW(lr=lr), Cosine(warmup=1))
+    optimizer = optimizer or Optimizer(AdamW(lr=lr), Cosine(warmup=1))
     settings = Plan(steps=steps, batch_size=batch, accumulate=accumulate, seed=seed, **plan)
     return Loop(
         Toy("eps", network),
-        data or ToyData(),
+        data or ToyData(preserve=preserve),
         attached,
-        Objective(preserve=preserve),
+        Objective(),
         optimizer,
         settings,
     )
@@ -79,7 +90,7 @@ def test_first_loss_is_the_plain_mean_squared_error_of_eps():
 
     loop = make(steps=1, batch=4, accumulate=1, preserve=0.0)
     items = loop.order.indices(0)
-    clean = loop.data.latents(items)
+    clean = loop.data.clean[list(items)]
     noise = random.normal(clean.shape[1:], 3, 0, range(4))
     sigma = loop.denoiser.sigmas[(random.uniform(3, 0, range(4), "sigma") * 1000).long()]
     with loop.network.off():

@@ -4,6 +4,8 @@
 import torch
 from torch import nn
 
+from graft.trainers.data.batch import Batch
+
 SIGMA_DATA = 0.5
 
 
@@ -30,6 +32,8 @@ class Toy:
         s = sigma.view(-1, *(1,) * (x.ndim - 1))
         if self.family in ("eps", "flow"):
             return x - s * output
+        if self.family == "x0":
+            return output + 0 * x
         data = 1.0 if self.family == "v" else SIGMA_DATA
         sign = -1 if self.family == "v" else 1
         skip = data**2 / (s**2 + data**2)
@@ -62,20 +66,21 @@ class ToyNetwork(nn.Module):
 class ToyData:
     """Seeded latents in two buckets; the condition is a number per picture or prompt."""
 
-    def __init__(self, count: int = 7, priors: int = 3):
+    def __init__(self, count: int = 7, priors: int = 3, preserve: float = 0.5):
         generator = torch.Generator().manual_seed(1)
         self.buckets = [(6, 6)] * count
-        self.priors = priors
+        self.priors, self.preserve = priors, preserve
         self.clean = torch.randn(count, 4, 6, 6, generator=generator)
 
-    def latents(self, items, draws=()):
-        return self.clean[list(items)]
-
-    def cond(self, items, draws=()):
+    def cond(self, items):
         return torch.tensor([0.1 * i for i in items])
-
-    def prior_latents(self, priors):
-        return self.clean[list(priors)] * 0.5
 
     def prior_cond(self, priors):
         return torch.tensor([-0.3 * p for p in priors])
+
+    def batches(self, items, draws):
+        yield Batch(self.clean[list(items)], self.cond(items))
+        if self.preserve > 0:
+            priors = (draws.uniform("prior") * self.priors).long().tolist()
+            latents, cond = self.clean[priors] * 0.5, self.prior_cond(priors)
+            yield Batch(latents, cond, weight=self.preserve, keeps_base=True, use="prior")

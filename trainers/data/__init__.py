@@ -2,25 +2,45 @@
 """Data for training: pictures and captions as values, buckets, and the order they are drawn in."""
 
 from .buckets import Fitted, fit, random_crop, size_for, step_for
-from .dataset import Dataset, Item, describe
-from .folder import folder_fingerprint, read_folder
+from .captions import Captioning
+from .dataset import Dataset
+from .folder import class_names, read_folder
+from .framing import Framing, View
 from .images import EXTENSIONS, ImageError, check_image, image_size, read_image, rgb_pixels
+from .item import Item
+from .join import join
+from .listing import folder_fingerprint
+from .masks import with_masks
+from .report import check_texts, describe, duplicates, list_texts
+from .sheet import contact_sheet
+from .split import split
 
 __all__ = [
     "EXTENSIONS",
+    "Captioning",
     "Dataset",
     "Fitted",
+    "Framing",
     "ImageError",
     "Item",
+    "View",
     "check_image",
+    "check_texts",
+    "class_names",
+    "contact_sheet",
     "describe",
+    "duplicates",
     "fit",
     "folder_fingerprint",
     "image_size",
+    "join",
+    "list_texts",
     "random_crop",
     "read_folder",
     "read_image",
     "rgb_pixels",
     "size_for",
+    "split",
     "step_for",
+    "with_masks",
 ]

@@ -1,102 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datasets as immutable values: what flows on a GRAFT_DATASET wire.
 
-An item is a caption and a picture, given by a file or by pixels. Nothing here is read before it
-is asked for, so that a large folder costs no memory.
+A dataset is either pictures with one way to treat them, or parts, each of which keeps its own.
+Everything about picture i is asked of the dataset, which asks the part.
 """
 
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from ...registry import check_limits, option
-from .buckets import size_for
-from .images import MIN_PX, image_size, read_image
-
-_CHUNK_BYTES = 1 << 20
-_NAMED = 5
-
-
-@dataclass(frozen=True, eq=False)
-class Item:
-    """One picture and its caption, given by exactly one of a path and pixels.
-
-    Attributes:
-        caption: The text it is trained with.
-        path: The picture's file.
-        pixels: The picture, ``[H, W, 3]`` in 0..1; copied to an fp32 CPU tensor of the item's own,
-            so that nothing later in a graph can change it.
-        size: Width and height of the upright picture, where known already; see `measure`.
-
-    Raises:
-        ValueError: Both or none of path and pixels are given, or the pixels are no picture.
-    """
-
-    caption: str
-    path: str | None = None
-    pixels: Tensor | None = None
-    size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if (self.path is None) == (self.pixels is None):
-            raise ValueError("an item needs either a path or pixels, and not both")
-        if self.pixels is not None:
-            pixels = _own_pixels(self.pixels)
-            object.__setattr__(self, "pixels", pixels)
-            object.__setattr__(self, "size", (pixels.shape[1], pixels.shape[0]))
-
-    @property
-    def name(self) -> str:
-        """File name of the picture; empty when it came as pixels."""
-        return "" if self.path is None else Path(self.path).name
-
-    @torch.inference_mode(False)
-    def read(self) -> Tensor:
-        """Decode the picture.
-
-        Returns:
-            The upright picture, fp32 ``[H, W, 3]`` in 0..1, a tensor of the caller's own.
-
-        Raises:
-            ImageError: The file cannot be read.
-        """
-        if self.pixels is not None:
-            return self.pixels.clone()
-        return read_image(str(self.path))
-
-    def measure(self) -> tuple[int, int]:
-        """Find out the size of the picture, from the file's header if it is not known.
-
-        Returns:
-            Width and height of the upright picture.
-
-        Raises:
-            ImageError: The file cannot be read.
-        """
-        return image_size(str(self.path)) if self.size is None else self.size
-
-    def picture_digest(self) -> str:
-        """Hash the picture's contents: the file's bytes or the pixels' bytes.
-
-        Returns:
-            A SHA-256 in hexadecimal.
-
-        Raises:
-            OSError: The file cannot be read.
-        """
-        if self.pixels is not None:
-            shape = ",".join(map(str, self.pixels.shape)).encode()
-            return _sha(b"pixels", shape, self.pixels.contiguous().numpy().tobytes())
-        sha = hashlib.sha256(b"file")
-        with Path(str(self.path)).open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                sha.update(chunk)
-        return sha.hexdigest()
+from .buckets import Fitted
+from .captions import Captioning
+from .framing import Framing
+from .images import MIN_PX
+from .item import Item, sha
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,15 +21,24 @@ class Dataset:
     """Pictures with captions, and how they are to be trained on.
 
     Attributes:
-        items: The pictures.
+        items: The pictures; of joined datasets those of all parts.
         trigger: The word that the captions call the concept by, if there is one.
-        resolution: Side of the square whose area no trained picture exceeds, in pixels.
+        resolution: Side of the square whose area no trained picture exceeds, in pixels; of joined
+            datasets the largest.
         source: Where they came from, for people only.
         warnings: What was odd about them, for people only.
         crops: Crops of each picture that are trained on: the whole one, and random ones beyond the first.
+        captioning: How captions become texts.
+        framing: Buckets, crops and mirror images.
+        classes: Class images of prior preservation, with captions of their own.
+        class_weight: Factor of the loss of the class images.
+        labels: Names of the classes that the items' labels count.
+        parts: What was joined; see `join`. Trigger, resolution, crops, captioning and framing of the
+            parts are what counts then.
 
     Raises:
-        ValueError: There are no items, the resolution is too small, or crops are out of range.
+        ValueError: There are no items, the resolution is too small, crops are out of range, a label has
+            no name, or the items are not those of the parts.
     """
 
     items: tuple[Item, ...]
@@ -127,10 +53,21 @@ class Dataset:
         min=1,
         max=64,
     )
+    captioning: Captioning = field(default_factory=Captioning)
+    framing: Framing = field(default_factory=Framing)
+    classes: "Dataset | None" = None
+    class_weight: float = option(
+        1.0,
+        "How much the class images count beside the pictures; 1 is DreamBooth's.",
+        min=0.0,
+        max=100.0,
+    )
+    labels: tuple[str, ...] = ()
+    parts: tuple["Dataset", ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "items", tuple(self.items))
-        object.__setattr__(self, "warnings", tuple(self.warnings))
+        for name in ("items", "warnings", "labels", "parts"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.items:
             raise ValueError("the dataset holds no images: give it at least one")
         if self.resolution < MIN_PX:
@@ -138,17 +75,199 @@ class Dataset:
                 f"resolution is {self.resolution} px, the least is {MIN_PX}: "
                 "use what the model was made for, 1024 for SDXL or 512 for SD 1.5"
             )
-
+        if self.labels and any((item.label or 0) >= len(self.labels) for item in self.items):
+            raise ValueError(
+                f"a picture's class label is beyond the {len(self.labels)} named classes"
+            )
+        self._check_parts()
         check_limits(self)
 
     def __len__(self) -> int:
-        """Return the number of items."""
+        """Return the number of items, each once."""
         return len(self.items)
 
-    def digest(self) -> str:
-        """Hash pictures, captions, their order, trigger and resolution.
+    @property
+    def repeats(self) -> tuple[int, ...]:
+        """How often an epoch has each picture."""
+        return tuple(item.repeats for item in self.items)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The different triggers of the parts, without empty ones."""
+        return tuple(dict.fromkeys(p.trigger for p in self.parts or (self,) if p.trigger))
+
+    def order_items(self) -> tuple[int, ...]:
+        """Indices of the pictures of one epoch, before they are shuffled, each ``repeats`` times."""
+        return tuple(i for i, item in enumerate(self.items) for _ in range(item.repeats))
+
+    def part(self, index: int) -> tuple["Dataset", int]:
+        """The part that a picture is of, and its number there; the dataset itself where nothing was joined."""
+        if not 0 <= index < len(self.items):
+            raise IndexError(f"picture {index} of a dataset of {len(self.items)}")
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        return self, index
+
+    def texts(self, index: int) -> tuple[str, ...]:
+        """All texts that a step may draw for a picture, the empty one of caption dropout among them.
+
+        Args:
+            index: Number of the picture.
+
+        Returns:
+            One or more different texts.
+
+        Raises:
+            ValueError: A wildcard cannot be read.
+        """
+        part, i = self.part(index)
+        return part.captioning.all_texts(part.items[i].captions, part.trigger)
+
+    def choose_text(self, index: int, u: float) -> str:
+        """The text of a picture for a uniform draw ``u`` in [0, 1).
+
+        The first ``captioning.dropout`` of the interval gives the empty text, the rest each text alike.
+
+        Args:
+            index: Number of the picture.
+            u: What was drawn.
+
+        Returns:
+            One of `texts`.
+
+        Raises:
+            ValueError: ``u`` is outside, or a wildcard cannot be read.
+        """
+        part, i = self.part(index)
+        return part.captioning.choose(part.items[i].captions, part.trigger, u)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """The bucket of a picture.
+
+        Args:
+            index: Number of the picture.
+
+        Returns:
+            Width and height.
+
+        Raises:
+            ImageError: The file cannot be read.
+            ValueError: The framing has no size for it.
+        """
+        part, i = self.part(index)
+        return part.framing.size(*part.items[i].measure(), part.resolution)
+
+    def views(self, index: int) -> int:
+        """The number of views of a picture: its crops, and their mirror images."""
+        part, _ = self.part(index)
+        return part.framing.views(part.crops)
+
+    def view(self, index: int, number: int) -> Fitted:
+        """Decode a picture, and its mask, and frame them.
+
+        Args:
+            index: Number of the picture.
+            number: Number of the view.
+
+        Returns:
+            Both at the bucket's size, with the size conditioning of this view.
+
+        Raises:
+            ImageError: A file cannot be read, or the mask is of another size.
+            ValueError: There is no such view, or the framing has no size for the picture.
+        """
+        return next(self.some_views(index, (number,)))
+
+    def some_views(self, index: int, numbers: Iterable[int]) -> Iterator[Fitted]:
+        """As `view`, of several views in turn; the files are decoded once.
+
+        Args:
+            index: Number of the picture.
+            numbers: Numbers of the views.
+
+        Yields:
+            The views, in their order.
+
+        Raises:
+            ImageError: A file cannot be read, or the mask is of another size.
+            ValueError: There is no such view, or the framing has no size for the picture.
+        """
+        part, i = self.part(index)
+        size = self.size(index)
+        views = [part.framing.view(size, i, number, part.crops) for number in numbers]
+        pixels, mask = part.items[i].read(), part.items[i].read_mask()
+        for view in views:
+            yield part.framing.fitted(pixels, mask, view)
+
+    def view_key(self, index: int, number: int) -> str:
+        """Hash everything that `view` depends on beside the contents of the picture and of the mask.
+
+        Those have `Item.picture_digest` and `Item.mask_digest`. Nothing but a header is read.
+
+        Args:
+            index: Number of the picture.
+            number: Number of the view.
+
+        Returns:
+            A SHA-256 in hexadecimal.
+
+        Raises:
+            ImageError: The file cannot be read.
+            ValueError: There is no such view, or the framing has no size for the picture.
+        """
+        part, i = self.part(index)
+        view = part.framing.view(self.size(index), i, number, part.crops)
+        item = part.items[i]
+        mask = (item.mask_from_alpha, part.framing.outside) if item.has_mask else ()
+        return sha(b"graft view 1", repr((view, mask)).encode())
+
+    def map(self, change: Callable[["Dataset"], "Dataset"]) -> "Dataset":
+        """The dataset with a change of every part; of itself where nothing was joined."""
+        if not self.parts:
+            return change(self)
+        parts = tuple(change(part) for part in self.parts)
+        items = tuple(item for part in parts for item in part.items)
+        resolution = max(part.resolution for part in parts)
+        return replace(self, items=items, parts=parts, resolution=resolution)
+
+    def select(self, indices: Sequence[int]) -> "Dataset":
+        """The dataset of some of the pictures, in the order of the dataset.
+
+        Args:
+            indices: Their numbers, in any order.
+
+        Returns:
+            The same settings with fewer items; parts of which none is left are left out.
+
+        Raises:
+            ValueError: None is left.
+        """
+        chosen = set(indices)
+        if not self.parts:
+            items = tuple(item for i, item in enumerate(self.items) if i in chosen)
+            return replace(self, items=items)
+        parts, start = [], 0
+        for part in self.parts:
+            inside = [i - start for i in chosen if start <= i < start + len(part)]
+            start += len(part)
+            if inside:
+                parts.append(part.select(inside))
+        items = tuple(item for part in parts for item in part.items)
+        return replace(self, items=items, parts=tuple(parts))
+
+    def without_classes(self) -> "Dataset":
+        """The dataset without its class images."""
+        return replace(self, classes=None, class_weight=1.0)
+
+    def digest(self, picture_digest: Callable[[Item], str] = Item.picture_digest) -> str:
+        """Hash pictures, captions, masks, their order, and every setting that training depends on.
 
         File names, folders and times do not count: a copy of a folder has its digest.
+
+        Args:
+            picture_digest: Hashes the contents of a picture; another one may remember them.
 
         Returns:
             A SHA-256 in hexadecimal.
@@ -156,98 +275,26 @@ class Dataset:
         Raises:
             OSError: A file cannot be read.
         """
-        settings = (self.trigger, str(self.resolution), str(self.crops))
-        parts = [b"graft dataset 2", *(text.encode() for text in settings)]
-        for item in self.items:
-            parts += [item.picture_digest().encode(), item.caption.encode()]
-        return _sha(*parts)
+        if self.parts:
+            parts = [part.digest(picture_digest).encode() for part in self.parts]
+        else:
+            settings = (self.trigger, self.resolution, self.crops, self.captioning, self.framing)
+            parts = [repr(settings).encode()]
+            for item in self.items:
+                facts = (item.captions, item.repeats, item.weight, item.label, item.mask_digest())
+                parts += [picture_digest(item).encode(), repr(facts).encode()]
+        classes = "" if self.classes is None else self.classes.digest(picture_digest)
+        whole = (len(self.parts), self.labels, classes, self.class_weight if classes else None)
+        return sha(b"graft dataset 3", repr(whole).encode(), *parts)
 
-
-def describe(dataset: Dataset) -> str:
-    """Return a short report for people: buckets, captions, duplicates, warnings.
-
-    Args:
-        dataset: What to report on; of files only headers and equally long ones are read.
-
-    Returns:
-        Several lines of text.
-
-    Raises:
-        ImageError: A file cannot be read.
-    """
-    names = [item.name or f"image {n}" for n, item in enumerate(dataset.items, 1)]
-    source = f' from "{dataset.source}"' if dataset.source else ""
-    images = _count(len(dataset), "image")
-    crops = f", {dataset.crops} crops of each" if dataset.crops > 1 else ""
-    lines = [f"{images}{source}, resolution {dataset.resolution}{crops}", "buckets:"]
-    buckets = Counter(size_for(*item.measure(), dataset.resolution) for item in dataset.items)
-    for (width, height), count in sorted(buckets.items(), key=lambda pair: (-pair[1], pair[0])):
-        lines.append(f"  {width:>5} x {height:<5} {_count(count, 'image')}")
-    lines += _caption_lines(dataset, names)
-    for group in _duplicates(dataset, names):
-        lines.append("same picture twice: " + " = ".join(group))
-    lines += [f"warning: {text}" for text in dataset.warnings]
-    return "\n".join(lines)
-
-
-def _own_pixels(pixels: Tensor) -> Tensor:
-    if pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"pixels are {list(pixels.shape)}, a picture is [height, width, 3]")
-    if min(pixels.shape[:2]) < MIN_PX:
-        height, width = pixels.shape[:2]
-        raise ValueError(f"an image is {width} x {height} px, the least is {MIN_PX} px a side")
-    if not pixels.is_floating_point():
-        raise ValueError(f"pixels are {pixels.dtype}, a picture is floating point in 0..1")
-    # A tensor made in inference mode can never be used in training, hence the copy outside of it.
-    with torch.inference_mode(False), torch.no_grad():
-        own = pixels.detach().clone().to("cpu", torch.float32)
-        if not torch.isfinite(own).all():
-            raise ValueError("an image holds NaN or infinite values: look at the node that made it")
-        return own.clamp_(0, 1)
-
-
-def _sha(*parts: bytes) -> str:
-    sha = hashlib.sha256()
-    for part in parts:
-        # The length keeps ("ab", "c") and ("a", "bc") apart.
-        sha.update(len(part).to_bytes(8, "little"))
-        sha.update(part)
-    return sha.hexdigest()
-
-
-def _caption_lines(dataset: Dataset, names: list[str]) -> list[str]:
-    captions = [item.caption for item in dataset.items]
-    missing = [name for name, caption in zip(names, captions, strict=True) if not caption]
-    given = f"{len(captions) - len(missing)} of {len(captions)}"
-    lines = [f"captions: {given}, {len(set(captions) - {''})} distinct"]
-    if missing:
-        lines.append(f"without a caption: {_some(missing)}")
-    if dataset.trigger:
-        with_it = sum(dataset.trigger in caption for caption in captions)
-        lines.append(f'trigger "{dataset.trigger}": in {with_it} of {len(captions)} captions')
-    return lines
-
-
-def _duplicates(dataset: Dataset, names: list[str]) -> list[list[str]]:
-    """Return groups of names with equal contents; only files of equal length are read."""
-    by_bytes = defaultdict(list)
-    for index, item in enumerate(dataset.items):
-        pixels = item.pixels
-        key = tuple(pixels.shape) if pixels is not None else Path(str(item.path)).stat().st_size
-        by_bytes[key].append(index)
-    groups = defaultdict(list)
-    for indices in by_bytes.values():
-        if len(indices) > 1:
-            for index in indices:
-                groups[dataset.items[index].picture_digest()].append(names[index])
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    def _check_parts(self) -> None:
+        if not self.parts:
+            return
+        if self.items != tuple(item for part in self.parts for item in part.items):
+            raise ValueError(
+                "the items of a joined dataset are those of its parts: change the parts"
+            )
+        if (self.captioning, self.framing, self.crops) != (Captioning(), Framing(), 1):
+            raise ValueError("captions and framing of a joined dataset are its parts': use map()")
+        if any(part.parts for part in self.parts):
+            raise ValueError("a joined dataset has parts that are joined themselves: use join()")

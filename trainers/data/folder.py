@@ -1,54 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of pictures with captions in .txt files beside them.
+"""A folder of pictures with their captions and masks.
 
 Everything that is wrong is found before any training starts, and is named in one error rather
 than one at a time.
 """
 
-import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from .dataset import Item
+from .caption_files import captions_of, read_captions
 from .images import EXTENSIONS, Checked, ImageError, check_image
+from .item import Item
+from .layouts import CLASSES, LAYOUTS, METADATA_FILE, PLAIN, REPEATS, Entry, by_classes, by_repeats
+from .layouts import class_names as _class_names
+from .listing import METADATA, NO_FILE, Listing, scan, some, stem
+from .metadata import by_metadata
 
-CAPTION_EXTENSIONS = (".txt",)
+NO_MASKS, MASK_FILES, ALPHA = "none", "files", "alpha"
+MASKS = (NO_MASKS, MASK_FILES, ALPHA)
 
 _UNREAD_PICTURES = frozenset(
     ".arw .avif .cr2 .cr3 .dng .exr .hdr .heic .heif .jfif .jp2 .jxl .nef .ppm .psd .qoi .raw"
     " .svg .tga .webp".split()
 )
-_NO_FILE = "is a link to nothing or no plain file: remove it"
-_IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-
-
-@dataclass
-class _Listing:
-    """What lies in a folder; paths are relative to its root."""
-
-    images: list[Path] = field(default_factory=list)
-    captions: list[Path] = field(default_factory=list)
-    others: list[Path] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
-    outside: list[Path] = field(default_factory=list)
 
 
 def read_folder(
-    folder: str | Path, caption: str = "", recursive: bool = False
+    folder: str | Path,
+    caption: str = "",
+    recursive: bool = False,
+    layout: str = PLAIN,
+    several: bool = False,
+    masks: str = NO_MASKS,
+    check: Callable[[Path], Checked] = check_image,
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     """Read a folder of pictures and their captions, in natural order of their names.
 
-    The caption of ``cat.png`` is ``cat.txt`` beside it, in UTF-8; ``caption`` stands in for those
-    that have none or an empty one. Pictures that differ in their extension only share a caption.
-    Every picture is decoded once, so that a bad one is known now. Hidden files are skipped.
+    The caption of ``cat.png`` is ``cat.txt`` or ``cat.caption`` beside it, in UTF-8; ``caption``
+    stands in for those that have none or an empty one. Pictures that differ in their extension only
+    share a caption. Every picture is decoded once, so that a bad one is known now. Hidden files are
+    skipped.
 
     Args:
         folder: Where the pictures are.
-        caption: For pictures without a caption file.
+        caption: For pictures without a caption of their own.
         recursive: Also read folders inside the folder.
+        layout: "plain"; "repeats": folders called ``10_sks dog``; "classes": a folder for each class;
+            "metadata": captions in metadata.jsonl or metadata.csv.
+        several: Whether each line of a caption file is a caption of its own.
+        masks: "none"; "files": ``cat-masklabel.png`` beside ``cat.png``, white counts; "alpha": what is
+            opaque in the picture counts.
+        check: Finds out whether a picture can be used; another one may remember it.
 
     Returns:
         The items, and warnings for people.
@@ -58,68 +62,36 @@ def read_folder(
             or that lie outside of the folder behind a link. All of them are named.
     """
     root = _root(folder)
-    listing = _scan(root, recursive)
-    if listing.outside:
-        raise ValueError(
-            f"links in '{root.name}' lead out of the folder, which is not allowed: "
-            f"{_some(listing.outside)}. Copy the files instead"
-        )
-    if not listing.images:
-        raise ValueError(_nothing_found(root, listing, recursive))
-    texts, problems = _read_captions(root, listing.captions)
-    captions = [texts.get(_stem(image), "") or caption.strip() for image in listing.images]
-    missing = [image for image, text in zip(listing.images, captions, strict=True) if not text]
+    listing = _listing(root, recursive or layout != PLAIN)
+    entries, problems, warnings = _entries(root, listing, recursive, layout, several)
+    texts, notes = read_captions(root, listing.captions, several, problems)
+    warnings += notes
+    entries = [_captioned(entry, texts, caption) for entry in entries]
+    entries, notes = _masked(root, entries, listing, masks)
+    warnings += notes
+    missing = [entry.image for entry in entries if not entry.captions]
     if missing and not problems:
-        raise ValueError(
-            f"{len(missing)} of {len(listing.images)} images in '{root.name}' have no caption: "
-            f"{_some(missing)}. Put a .txt file with text and the same name beside each, "
-            "or give one prompt for all"
-        )
-    checks, notes = _check_images(root, listing.images, problems)
+        raise ValueError(_no_captions(root, missing, len(entries), layout))
+    items, notes = _items(root, entries, masks, problems, check)
     if problems:
         raise ValueError(_bad_files(root, problems))
-    items = tuple(
-        Item(text, path=str(root / image), size=(check.width, check.height))
-        for image, text, check in zip(listing.images, captions, checks, strict=True)
-    )
-    return items, (*notes, *_left_out(listing))
+    _check_alpha(root, items, masks)
+    return items, (*notes, *warnings, *_left_out(listing, {entry.image for entry in entries}))
 
 
-def folder_fingerprint(folder: str | Path, recursive: bool = False) -> str:
-    """Return a SHA-256 that changes when pictures or captions come, go or change; opens none.
-
-    It covers name, size and modification time, for a node's ``fingerprint_inputs``. A missing
-    folder has a fingerprint too.
+def class_names(folder: str | Path) -> tuple[str, ...]:
+    """The names of the classes of a folder with the layout "classes", in the order of their labels.
 
     Args:
-        folder: Where the pictures are.
-        recursive: Also look into folders inside the folder.
+        folder: Where the folders of the classes are.
 
     Returns:
-        Sixty-four hexadecimal digits.
+        The names of the folders, sorted as strings.
+
+    Raises:
+        ValueError: There is no such folder.
     """
-    sha = hashlib.sha256()
-    root = Path(folder).resolve()
-    listing = _scan(root, recursive) if root.is_dir() else _Listing()
-    for path in (*listing.images, *listing.captions, *listing.outside):
-        try:
-            status = (root / path).stat()
-            facts = (path.as_posix(), status.st_size, status.st_mtime_ns)
-        except OSError:  # a broken link, or removed since
-            facts = (path.as_posix(), -1, -1)
-        sha.update(repr(facts).encode("utf-8", "surrogateescape"))
-    return sha.hexdigest()
-
-
-def natural_key(path: Path) -> tuple[tuple[tuple[object, ...], ...], tuple[str, ...]]:
-    """Return a sort key that puts 2.png before 10.png, part by part, whatever the case."""
-    folded = tuple(_natural(part.casefold()) for part in path.parts)
-    return (folded, path.parts)  # the parts settle what differs in case or leading zeros only
-
-
-def _natural(text: str) -> tuple[object, ...]:
-    pieces = re.split(r"([0-9]+)", text)
-    return tuple(int(piece) if n % 2 else piece for n, piece in enumerate(pieces))
+    return _class_names(scan(_root(folder), recursive=False))
 
 
 def _root(folder: str | Path) -> Path:
@@ -131,96 +103,123 @@ def _root(folder: str | Path) -> Path:
     return root
 
 
-def _scan(root: Path, recursive: bool) -> _Listing:
-    listing = _Listing()
-    pending = [root]
-    while pending:
-        for entry in pending.pop().iterdir():
-            name = entry.relative_to(root)
-            if entry.name.startswith(".") or entry.name.lower() in _IGNORED:
-                continue
-            if entry.is_dir():
-                listing.folders.append(name)
-                if not recursive:
-                    continue
-                # A link to a folder inside is not followed: its files are found where they are.
-                real = entry.resolve()
-                if not real.is_relative_to(root):
-                    listing.outside.append(name)
-                elif real == root / name:
-                    pending.append(entry)
-            else:
-                _file(listing, root, name)
-    for names in vars(listing).values():
-        names.sort(key=natural_key)
+def _listing(root: Path, recursive: bool) -> Listing:
+    listing = scan(root, recursive)
+    if listing.outside:
+        raise ValueError(
+            f"links in '{root.name}' lead out of the folder, which is not allowed: "
+            f"{some(listing.outside)}. Copy the files instead"
+        )
+    if not listing.images:
+        raise ValueError(_nothing_found(root, listing, recursive))
     return listing
 
 
-def _file(listing: _Listing, root: Path, name: Path) -> None:
-    """Put a file on the list it belongs to."""
-    extension = name.suffix.lower()
-    kinds = {EXTENSIONS: listing.images, CAPTION_EXTENSIONS: listing.captions}
-    found = next((names for endings, names in kinds.items() if extension in endings), None)
-    if found is None:
-        listing.others.append(name)
-    elif (root / name).is_symlink() and not _stays(root / name, root):
-        listing.outside.append(name)
-    else:
-        found.append(name)
+def _entries(
+    root: Path, listing: Listing, recursive: bool, layout: str, several: bool
+) -> tuple[list[Entry], list[str], list[str]]:
+    if layout == REPEATS:
+        return by_repeats(root, listing, recursive)
+    if layout == CLASSES:
+        return by_classes(root, listing, recursive)
+    if layout == METADATA_FILE:
+        return by_metadata(root, listing, several)
+    if layout != PLAIN:
+        raise ValueError(f"the layout is '{layout}': {', '.join(LAYOUTS)} are known")
+    return [Entry(image) for image in listing.images], [], []
 
 
-def _stays(path: Path, root: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(root)
-    except (OSError, RuntimeError):  # links in a circle
-        return False
+def _captioned(entry: Entry, texts: Mapping[str, tuple[str, ...]], caption: str) -> Entry:
+    """Give a picture its captions: the metadata's, its file's, the one for all, its folder's name."""
+    beside = texts.get(stem(entry.image), ())
+    shared = captions_of(caption) and (caption.strip(),)
+    fallback = (entry.fallback,) if entry.fallback else ()
+    return replace(entry, captions=entry.captions or beside or shared or fallback)
 
 
-def _stem(path: Path) -> str:
-    """Return what a picture and its caption share; the case of names differs between systems."""
-    return path.with_suffix("").as_posix().casefold()
+def _masked(
+    root: Path, entries: Sequence[Entry], listing: Listing, masks: str
+) -> tuple[list[Entry], list[str]]:
+    """Give pictures their masks, and say which have none."""
+    if masks not in MASKS:
+        raise ValueError(f"masks are '{masks}': {', '.join(MASKS)} are known")
+    beside = {stem(mask): mask for mask in listing.masks}
+    files = [entry.mask or beside.get(f"{stem(entry.image)}-masklabel") for entry in entries]
+    if masks != MASK_FILES:
+        unused = [file for file in files if file is not None]
+        notes = [f"masks that are not used (choose '{MASK_FILES}'): {some(unused)}"]
+        return [replace(entry, mask=None) for entry in entries], notes if unused else []
+    if entries and not any(files):
+        raise ValueError(
+            f"masks are to come from files, but '{root.name}' has none: put cat-masklabel.png beside cat.png, or "
+            "choose other masks"
+        )
+    without = [entry.image for entry, file in zip(entries, files, strict=True) if file is None]
+    notes = [f"images without a mask, of which all counts: {some(without)}"] if without else []
+    return [replace(entry, mask=file) for entry, file in zip(entries, files, strict=True)], notes
 
 
-def _read_captions(root: Path, paths: Sequence[Path]) -> tuple[dict[str, str], list[str]]:
-    texts: dict[str, str] = {}
-    problems: list[str] = []
-    for path in paths:
-        if not (root / path).is_file():
-            problems.append(f"{path.as_posix()}: {_NO_FILE}")
-            continue
-        try:
-            text = (root / path).read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            where = f"byte 0x{byte:02x} at position {error.start}"
-            problems.append(
-                f"{path.as_posix()}: is not UTF-8 text ({where}): save it as UTF-8 in an editor"
-            )
-        except OSError as error:
-            problems.append(f"{path.as_posix()}: cannot be read ({error.strerror})")
-        else:
-            texts[_stem(path)] = " ".join(text.split())
-    return texts, problems
-
-
-def _check_images(
-    root: Path, images: Sequence[Path], problems: list[str]
-) -> tuple[list[Checked], list[str]]:
+def _items(
+    root: Path,
+    entries: Sequence[Entry],
+    masks: str,
+    problems: list[str],
+    known: Callable[[Path], Checked],
+) -> tuple[tuple[Item, ...], list[str]]:
     """Decode every picture once; reasons against the bad ones are added to the problems."""
-    checks, notes = [], []
-    for image in images:
-        if not (root / image).is_file():
-            problems.append(f"{image.as_posix()}: {_NO_FILE}")
+    items, notes = [], []
+    for entry in entries:
+        check = _checked(root, entry.image, problems, known)
+        if check is None:
             continue
-        try:
-            check = check_image(root / image)
-        except ImageError as error:
-            problems.append(f"{image.as_posix()}: {error.reason}")
-            continue
-        checks.append(check)
         if check.warning:
-            notes.append(f"{image.as_posix()} {check.warning}")
-    return checks, notes
+            notes.append(f"{entry.image.as_posix()} {check.warning}")
+        item = Item(
+            entry.captions,
+            path=str(root / entry.image),
+            size=(check.width, check.height),
+            mask=None if entry.mask is None else str(root / entry.mask),
+            mask_from_alpha=masks == ALPHA and check.has_alpha,
+            repeats=entry.repeats,
+            weight=entry.weight,
+            label=entry.label,
+        )
+        if entry.mask is not None and _checked(root, entry.mask, problems, known):
+            try:
+                item.check_mask_size()
+            except ImageError as error:
+                problems.append(f"{entry.mask.as_posix()}: {error.reason}")
+        items.append(item)
+    return tuple(items), notes
+
+
+def _check_alpha(root: Path, items: Sequence[Item], masks: str) -> None:
+    if masks == ALPHA and not any(item.mask_from_alpha for item in items):
+        raise ValueError(
+            f"masks are to come from alpha, but no image in '{root.name}' is transparent anywhere: save them with "
+            "transparency, or choose other masks"
+        )
+
+
+def _checked(
+    root: Path, image: Path, problems: list[str], check: Callable[[Path], Checked]
+) -> Checked | None:
+    if not (root / image).is_file():
+        problems.append(f"{image.as_posix()}: {NO_FILE}")
+        return None
+    try:
+        return check(root / image)
+    except ImageError as error:
+        problems.append(f"{image.as_posix()}: {error.reason}")
+        return None
+
+
+def _no_captions(root: Path, missing: Sequence[Path], count: int, layout: str) -> str:
+    hint = "Put a .txt file with text and the same name beside each, or give one prompt for all"
+    metadata = [name for name in METADATA if (root / name).is_file()]
+    if metadata and layout != METADATA_FILE:
+        hint += f"; to read {metadata[0]}, choose the layout '{METADATA_FILE}'"
+    return f"{len(missing)} of {count} images in '{root.name}' have no caption: {some(missing)}. {hint}"
 
 
 def _bad_files(root: Path, problems: Sequence[str], limit: int = 10) -> str:
@@ -231,7 +230,7 @@ def _bad_files(root: Path, problems: Sequence[str], limit: int = 10) -> str:
     return "\n  ".join(lines)
 
 
-def _nothing_found(root: Path, listing: _Listing, recursive: bool) -> str:
+def _nothing_found(root: Path, listing: Listing, recursive: bool) -> str:
     files = [*listing.captions, *listing.others]
     kinds = Counter(path.suffix.lower() or "without an extension" for path in files)
     found = [f"{count} {kind}" for kind, count in kinds.most_common(5)]
@@ -243,20 +242,14 @@ def _nothing_found(root: Path, listing: _Listing, recursive: bool) -> str:
     )
 
 
-def _left_out(listing: _Listing) -> list[str]:
+def _left_out(listing: Listing, images: set[Path]) -> list[str]:
     """Return warnings about captions without a picture and pictures that are not read."""
-    stems = {_stem(image) for image in listing.images}
-    orphans = [path for path in listing.captions if _stem(path) not in stems]
+    stems = {stem(image) for image in (*listing.images, *images)}
+    orphans = [path for path in listing.captions if stem(path) not in stems]
     unread = [path for path in listing.others if path.suffix.lower() in _UNREAD_PICTURES]
     warnings = []
     if orphans:
-        warnings.append(f"captions without an image: {_some(orphans)}")
+        warnings.append(f"captions without an image: {some(orphans)}")
     if unread:
-        warnings.append(f"not read, as their format is not supported: {_some(unread)}")
+        warnings.append(f"not read, as their format is not supported: {some(unread)}")
     return warnings
-
-
-def _some(paths: Iterable[Path], limit: int = 5) -> str:
-    names = [path.as_posix() for path in paths]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

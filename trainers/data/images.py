@@ -83,11 +83,13 @@ class Checked:
         width: Of the upright picture.
         height: Of the upright picture.
         warning: What was passed over; empty as a rule.
+        has_alpha: Whether the file has transparency.
     """
 
     width: int
     height: int
     warning: str = ""
+    has_alpha: bool = False
 
 
 @torch.inference_mode(False)
@@ -111,6 +113,28 @@ def read_image(path: str | Path) -> Tensor:
     with _opened(Path(path)) as image:
         pixels = _upright(_rgb(image), _orientation(image))
     return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+@torch.inference_mode(False)
+def read_alpha(path: str | Path) -> Tensor | None:
+    """Decode how opaque a picture is.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Of the upright picture, fp32 ``[H, W]`` from 0 (transparent) to 1; None where the file has no
+        transparency.
+
+    Raises:
+        ImageError: The file is no picture, is damaged, too small or too large.
+    """
+    with _opened(Path(path)) as image:
+        image.load()
+        if not _has_alpha(image):
+            return None
+        alpha = _upright(_unit(image.convert("RGBA"))[:, :, 3], _orientation(image))
+    return torch.from_numpy(np.ascontiguousarray(alpha))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -151,7 +175,8 @@ def check_image(path: str | Path) -> Checked:
         width, height = _upright_size(image)
         image.draft(None, (1, 1))
         _rgb(image)
-    return Checked(width, height, warning)
+        has_alpha = _has_alpha(image)
+    return Checked(width, height, warning, has_alpha)
 
 
 def rgb_pixels(image: Tensor) -> Tensor:
@@ -238,11 +263,15 @@ def _rgb(image: Image.Image) -> np.ndarray:
     image.load()
     if image.mode == "CMYK":
         image = _from_cmyk(image)
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if _has_alpha(image):
         rgba = _unit(image.convert("RGBA"))
         alpha = rgba[:, :, 3:]
         return rgba[:, :, :3] * alpha + (1 - alpha)
     return _unit(image.convert("RGB"))
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
 def _unit(image: Image.Image) -> np.ndarray:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pictures make up which step: a pure function of seed and step.
 
-An epoch gives every picture once. Pictures of one bucket are shuffled and cut into effective
-batches, the last one filled up from the bucket's beginning; then the batches are shuffled.
+An epoch gives every picture as often as it is repeated, once as a rule. Pictures of one bucket are
+shuffled and cut into effective batches, the last one filled up from the bucket's beginning; then
+the batches are shuffled.
 """
 
 from collections.abc import Hashable, Sequence
@@ -20,18 +21,30 @@ class Order:
         buckets: The bucket of each picture; a batch never mixes two.
         batch: Pictures in one optimizer step.
         seed: Seed of the run.
+        repeats: How often an epoch has each picture; once each where nothing is given.
+        use: Sets several orders of one run apart.
 
     Raises:
-        ValueError: There is no picture.
+        ValueError: There is no picture, or not one number of repeats for each.
     """
 
-    def __init__(self, buckets: Sequence[Hashable], batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        buckets: Sequence[Hashable],
+        batch: int,
+        seed: int,
+        repeats: Sequence[int] | None = None,
+        use: str = "",
+    ) -> None:
         if not buckets:
             raise ValueError("The dataset has no pictures.")
+        repeats = [1] * len(buckets) if repeats is None else repeats
+        if len(repeats) != len(buckets) or min(repeats) < 1:
+            raise ValueError(f"{len(buckets)} pictures need as many repeats, of 1 or more each.")
         self._members: dict[Hashable, list[int]] = {}
-        for index, bucket in enumerate(buckets):
-            self._members.setdefault(bucket, []).append(index)
-        self._batch, self._seed = batch, seed
+        for index, (bucket, count) in enumerate(zip(buckets, repeats, strict=True)):
+            self._members.setdefault(bucket, []).extend([index] * count)
+        self._batch, self._seed, self._use = batch, seed, use
         self.steps_per_epoch = sum(-(-len(members) // batch) for members in self._members.values())
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
@@ -44,12 +57,14 @@ class Order:
         batches: list[tuple[int, ...]] = []
         for number, members in enumerate(self._members.values()):
             draw = torch.randperm(
-                len(members), generator=generator(self._seed, "order", epoch, number)
+                len(members), generator=generator(self._seed, self._use + "order", epoch, number)
             )
             shuffled = [members[i] for i in draw.tolist()]
             for start in range(0, len(shuffled), self._batch):
                 batches.append(
                     tuple(shuffled[(start + slot) % len(shuffled)] for slot in range(self._batch))
                 )
-        turn = torch.randperm(len(batches), generator=generator(self._seed, "batches", epoch))
+        turn = torch.randperm(
+            len(batches), generator=generator(self._seed, self._use + "batches", epoch)
+        )
         return tuple(batches[i] for i in turn.tolist())

@@ -10,7 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from graft.trainers.data import Dataset, ImageError, Item, describe, read_folder
+from graft.trainers.data import (
+    Captioning,
+    Dataset,
+    Framing,
+    ImageError,
+    Item,
+    check_texts,
+    describe,
+    join,
+    read_folder,
+)
 
 
 def folder(root, names=("a.png", "b.png")):
@@ -75,7 +85,7 @@ def test_values_are_frozen_and_hashable():
     for value, name in ((item, "caption"), (whole, "trigger")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, name, "other")
-    other = dataclasses.replace(item, caption="a dog")
+    other = dataclasses.replace(item, captions="a dog")
     assert other.caption == "a dog" and other.picture_digest() == item.picture_digest()
 
 
@@ -139,6 +149,52 @@ def test_digest_follows_contents_and_settings(tmp_path):
     assert len(set(digests)) == len(digests)
 
 
+@pytest.mark.parametrize("options", [Captioning, Framing])
+def test_every_option_is_in_the_digest(options):
+    """Each field takes another value of its kind; equal values have equal digests."""
+    item = Item("a cat", pixels=torch.full((32, 32, 3), 0.5))
+    name = options.__name__.lower()
+
+    def digest(**values):
+        return Dataset([item], resolution=64, **{name: options(**values)}).digest()
+
+    digests = {digest()}
+    for field in dataclasses.fields(options):
+        old, choices = field.default, field.metadata.get("choices", ())
+        other = {
+            bool: lambda old: not old,
+            int: lambda old: old + 8,
+            float: lambda old: (old + 1) / 2 if old < 1 else 0.5,
+            str: lambda old, choices=choices: next((c for c in choices if c != old), f"{old};"),
+        }[type(old)](old)
+        assert digest(**{field.name: other}) == digest(**{field.name: other})
+        digests.add(digest(**{field.name: other}))
+    assert len(digests) == 1 + len(dataclasses.fields(options))
+
+
+def test_class_images_and_their_weight_are_in_the_digest():
+    def plain(value):
+        return Dataset([Item("a", pixels=torch.full((32, 32, 3), value))])
+
+    one, other = plain(0.25), plain(0.75)
+    digests = [
+        plain(0.5).digest(),
+        dataclasses.replace(plain(0.5), class_weight=0.5).digest(),
+        dataclasses.replace(plain(0.5), classes=one).digest(),
+        dataclasses.replace(plain(0.5), classes=other).digest(),
+        dataclasses.replace(plain(0.5), classes=one, class_weight=0.5).digest(),
+    ]
+    # A weight of class images that are not there does not matter.
+    assert digests[0] == digests[1] and len(set(digests)) == 4
+
+
+def test_contents_may_be_remembered_for_the_digest():
+    items = [Item("a", pixels=torch.rand(32, 32, 3)) for _ in range(2)]
+    known = {id(item): item.picture_digest() for item in items}
+    whole = join([Dataset(items[:1]), Dataset(items[1:])])
+    assert whole.digest(lambda item: known[id(item)]) == whole.digest()
+
+
 def test_digest_keeps_neighbours_apart():
     """("ab", "c") and ("a", "bc") must differ: every part is hashed with its length."""
     pixels = torch.rand(32, 32, 3)
@@ -173,3 +229,54 @@ def test_report_finds_equal_pixels():
     pixels = torch.rand(32, 32, 3)
     items = [Item("a", pixels=p) for p in (pixels, torch.rand(32, 32, 3), pixels)]
     assert "same picture twice: image 1 = image 3" in describe(Dataset(items))
+
+
+def test_report_of_joined_datasets_with_everything():
+    """What is said of repeats, classes, masks, texts, small pictures and class images, word for word."""
+    pixels = torch.rand(64, 64, 3)
+    cats = Dataset(
+        [Item(("a cat", "a sks cat"), pixels=pixels, repeats=2, label=0, mask=torch.ones(64, 64))],
+        "sks",
+        64,
+        "cats",
+        crops=2,
+        captioning=Captioning(prefix="photo of", dropout=0.1),
+        framing=Framing(flip=True),
+        labels=("cat", "dog"),
+    )
+    small = Item("", pixels=torch.rand(32, 32, 3), label=1)
+    dogs = Dataset([Item("a dog", pixels=torch.rand(64, 48, 3), label=1), small], "zorb", 64)
+    dogs = dataclasses.replace(dogs, labels=("cat", "dog"), classes=Dataset([small], resolution=32))
+    assert describe(join([cats, dogs], weights=(1, 0.5))).splitlines() == [
+        '3 images from "cats", 2 datasets joined',
+        '  1 image from "cats", resolution 64, 2 crops of each, also mirrored, repeats 2, weight 1',
+        "  2 images, resolution 64, repeats 1, weight 0.5",
+        "buckets:",
+        "     32 x 32    1 image",
+        "     48 x 64    1 image",
+        "     64 x 64    1 image",
+        "repeats: 2 images x 1, 1 image x 2; an epoch has 4",
+        "classes: 0 cat (1 image), 1 dog (2 images)",
+        "masks: 1 of 3",
+        "captions: 2 of 3, 3 distinct",
+        "without a caption: image 3",
+        "texts: 4 distinct, 1 to 3 for an image",
+        'trigger "sks": in 1 of 1 captions',
+        'trigger "zorb": in 0 of 2 captions',
+        "too small for the resolution: image 3 (32 x 32)",
+        "class images, weight 1:",
+        "  1 image, resolution 32",
+        "  buckets:",
+        "       32 x 32    1 image",
+        "  classes: 1 (1 image)",
+        "  captions: 0 of 1, 0 distinct",
+        "  without a caption: image 1",
+    ]
+
+
+def test_captions_that_cannot_be_read_are_named():
+    items = [Item(text, pixels=torch.rand(32, 32, 3)) for text in ("{a|b}", "{a", "b}", "c")]
+    check_texts(Dataset(items))
+    with pytest.raises(ValueError, match="2 captions cannot be used") as caught:
+        check_texts(Dataset(items, captioning=Captioning(wildcards=True)))
+    assert "image 2: a '{'" in str(caught.value) and "image 3: a '}'" in str(caught.value)

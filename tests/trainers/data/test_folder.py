@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from graft.trainers.data.folder import folder_fingerprint, natural_key, read_folder
+from graft.trainers.data.folder import read_folder
+from graft.trainers.data.listing import folder_fingerprint, natural_key
 
 
 def picture(path, size=(32, 24), colour="red"):

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every noise law, weight and metric must satisfy, over the registries, and closed forms of the loss."""
 
+import itertools
+
 import pytest
+import scipy.stats
 import torch
 
+from graft.trainers.data.batch import Batch
 from graft.trainers.denoiser import c_out, c_skip
-from graft.trainers.objectives import METRICS, NOISE, WEIGHTS, Objective
+from graft.trainers.facts import facts
+from graft.trainers.objectives import METRICS, NOISE, NOISINGS, WEIGHTS, Noised, Objective
+from graft.trainers.objectives.levels import limits
+from graft.trainers.random import Draws
 from tests.trainers.toy import SIGMA_DATA, Toy
 
 FAMILIES = ("eps", "v", "flow", "edm")
@@ -55,7 +62,9 @@ def test_optimal_denoiser_of_gaussian_data_has_the_closed_form_loss(family):
             (gain * x - c_skip(toy, sigma) * x)
             / toy.combine(sigma, torch.ones(8, 1, 1, 1), torch.zeros(8, 1, 1, 1))
         )
-        loss = float(Objective().sample_loss(toy, x, sigma, None, clean).mean())
+        loss = float(
+            Objective().sample_loss(toy, Noised(sigma, x, clean), Batch(clean, None)).mean()
+        )
         expected = {
             "eps": s**2 / (s**2 + value**2),
             "v": s**2 * (1 + value**2) / (s**2 + value**2),
@@ -65,15 +74,68 @@ def test_optimal_denoiser_of_gaussian_data_has_the_closed_form_loss(family):
         assert loss == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("name", NOISE.names())
-def test_noise_law_is_a_quantile_function_within_the_model(name):
-    toy = Toy("eps")
+def goes_with(part, family):
+    return family in getattr(part, "families", FAMILIES)
+
+
+LAWS = [
+    (name, family)
+    for name in NOISE.names()
+    for family in FAMILIES
+    if goes_with(NOISE.get(name), family)
+]
+WEIGHED = [
+    (name, family)
+    for name in WEIGHTS.names()
+    for family in FAMILIES
+    if goes_with(WEIGHTS.get(name), family)
+]
+DRAWS = [Draws(5, step, range(8), 8) for step in range(250)]
+UNIFORM = torch.cat([draws.uniform("sigma") for draws in DRAWS])
+STRATIFIED = torch.cat([draws.stratified("sigma") for draws in DRAWS])
+RANGES = [(0.0, 0.0), (0.2, 0.0), (0.0, 0.7), (0.2, 0.7)]
+
+
+@pytest.mark.parametrize(("name", "family"), LAWS)
+@pytest.mark.parametrize(("low", "high"), RANGES)
+def test_noise_law_is_a_quantile_function_within_the_limits(name, family, low, high):
+    toy = Toy(family)
+    objective = Objective(NOISE.get(name)(), sigma_min=low, sigma_max=high)
     u = torch.linspace(0, 1 - 1e-9, 4001, dtype=torch.float64)
-    sigma = NOISE.get(name)().quantile(u, toy)
-    assert sigma.shape == u.shape
-    assert sigma.dtype == torch.float32
-    assert bool((sigma.diff() >= 0).all())
-    assert float(sigma.min()) >= float(toy.sigmas[0]) * (1 - 1e-6)
+    sigma = objective.levels(u, toy)
+    assert sigma.shape == u.shape and sigma.dtype == torch.float32
+    assert bool((sigma.diff() >= 0).all()) and float(sigma[-1]) > float(sigma[0])
+    snapped = toy.nearest(sigma)
+    assert float(snapped.min()) >= max(low, float(toy.sigmas[0])) * (1 - 1e-6)
+    assert float(snapped.max()) <= (high or float(toy.sigmas[-1])) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("name", "family"), LAWS)
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.2, 0.7)])
+def test_drawn_levels_follow_the_declared_law(name, family, stratified, low, high):
+    """Kolmogorov-Smirnov at the 1 % level, D sqrt(N) < 1.63, against the declared law within the limits."""
+    toy, law = Toy(family), NOISE.get(name)()
+    objective = Objective(law, sigma_min=low, sigma_max=high)
+    sigma = objective.levels(STRATIFIED if stratified else UNIFORM, toy).sort().values
+    first, last = limits(toy, low, high)
+    just = 1 - 1e-6  # levels of a table are atoms: both sides of each count
+    below, end = law.cdf(torch.tensor([first * just, last]), toy).tolist()
+
+    def declared(x):
+        return (law.cdf(x, toy) - below) / (end - below)
+
+    ranks = torch.arange(len(sigma) + 1, dtype=torch.float64) / len(sigma)
+    levels, counts = sigma.unique(return_counts=True)
+    at = counts.cumsum(0)
+    above = (ranks[at] - declared(levels)).abs().max()
+    under = (ranks[at - counts] - declared(levels * just)).abs().max()
+    assert float(max(above, under)) * len(sigma) ** 0.5 < 1.63
+    if len(levels) > 0.99 * len(sigma):
+        found = scipy.stats.ks_1samp(
+            sigma.double().numpy(), lambda x: declared(torch.as_tensor(x)).numpy()
+        )
+        assert float(max(above, under)) == pytest.approx(found.statistic, abs=1e-4)
 
 
 def test_the_model_law_gives_every_entry_of_the_table_equally():
@@ -84,29 +146,75 @@ def test_the_model_law_gives_every_entry_of_the_table_equally():
     assert counts.tolist() == [4] * 1000
 
 
-@pytest.mark.parametrize("name", WEIGHTS.names())
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("name", "family"), WEIGHED)
 def test_weight_is_finite_and_positive_over_the_table(name, family):
     toy = Toy(family)
     weight = WEIGHTS.get(name)()(toy.sigmas, toy)
-    assert weight.shape == toy.sigmas.shape
+    assert weight.shape == toy.sigmas.shape and weight.dtype == torch.float32
     assert bool(torch.isfinite(weight).all() and (weight > 0).all())
 
 
 @pytest.mark.parametrize("name", METRICS.names())
 def test_metric_is_zero_at_zero_even_and_differentiable(name):
-    metric = METRICS.get(name)()
-    r = torch.tensor([-2.0, -0.3, 0.0, 0.3, 2.0], dtype=torch.float64, requires_grad=True)
-    rho = metric(r)
-    torch.testing.assert_close(rho, rho.flip(0))
-    assert float(rho[2].detach()) == pytest.approx(0.0, abs=1e-6)
-    assert bool((rho >= 0).all())
-    off_zero = torch.tensor([-2.0, -0.3, 0.3, 2.0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(metric, (off_zero,))
+    metric, toy = METRICS.get(name)(), Toy("eps")
+    sigma = torch.tensor([0.4], dtype=torch.float64)
+    r = torch.tensor([[-2.0, -0.3, 0.0, 0.3, 2.0]], dtype=torch.float64)
+    rho = metric(r, sigma, toy)
+    torch.testing.assert_close(rho, rho.flip(1))
+    assert float(rho[0, 2]) == 0.0
+    assert bool((rho >= 0).all()) and float(rho[0, 4]) > float(rho[0, 3]) > 0
+    off_zero = torch.tensor([[-2.0, -0.3, 0.31, 2.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda r: metric(r, sigma, toy), (off_zero,))
 
 
-def test_a_perfect_denoiser_has_no_loss():
-    clean = torch.randn(3, 4, 5, 5)
-    toy = Toy("edm")
-    toy.__class__ = type("Perfect", (Toy,), {"__call__": lambda self, x, sigma, cond: clean})
-    assert float(Objective().sample_loss(toy, clean, torch.ones(3), None, clean).sum()) == 0.0
+@pytest.mark.parametrize("name", NOISINGS.names())
+def test_noise_is_of_its_slot_and_not_of_its_batch(name):
+    clean = torch.randn(4, 3, 8, 6, generator=torch.Generator().manual_seed(1))
+    noising = NOISINGS.get(name)()
+    whole = noising(clean, Draws(5, 2, range(4), 4))
+    assert whole.shape == clean.shape and whole.dtype == torch.float32
+    parts = [
+        noising(clean[s], Draws(5, 2, range(s.start, s.stop), 4))
+        for s in (slice(0, 1), slice(1, 4))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(noising(clean, Draws(5, 3, range(4), 4)), whole)
+    assert not torch.equal(noising(clean, Draws(6, 2, range(4), 4)), whole)
+
+
+class Perfect(Toy):
+    """Answers with what it is told, whatever comes."""
+
+    def __call__(self, x, sigma, cond):
+        return cond
+
+
+@pytest.mark.parametrize(("weight", "family"), WEIGHED)
+@pytest.mark.parametrize("perturbation", [0.0, 0.1])
+def test_a_perfect_denoiser_has_no_loss_whatever_is_chosen(weight, family, perturbation):
+    clean = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(2))
+    toy = Perfect(family)
+    for metric, noising in itertools.product(METRICS.names(), NOISINGS.names()):
+        objective = Objective(
+            weight=WEIGHTS.get(weight)(),
+            metric=METRICS.get(metric)(),
+            noising=NOISINGS.get(noising)(),
+            input_perturbation=perturbation,
+            stratified=True,
+        )
+        noised = objective.noised(toy, clean, Draws(1, 0, range(3), 3))
+        mask = (clean[:, :1] > 0).float()
+        for masked in (None, mask):
+            batch = Batch(clean, noised.target, mask=masked)
+            assert objective.sample_loss(toy, noised, batch).abs().sum() == 0
+            wrong = Batch(clean, noised.target + 1e-2, mask=masked)
+            assert bool((objective.sample_loss(toy, noised, wrong) > 0).all())
+
+
+@pytest.mark.parametrize("family", ["eps", "v", "edm", "flow", "x0"])
+def test_facts_tell_the_families_apart(family):
+    known = facts(Toy(family))
+    assert known.family == family
+    assert known.is_discrete == (family == "eps")
+    assert known.sigma_data == (0.5 if family == "edm" else 1.0)
+    assert known.is_zero_terminal is False

@@ -39,6 +39,31 @@ def test_eps_weights_are_the_published_numbers():
     torch.testing.assert_close(MinSNR()(sigma[:5], Toy("eps")), expected, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("eps", [0.00425372, 0.00853443, 0.0483057, 0.591445, 1, 1, 1, 1]),
+        (
+            "v",
+            [
+                0.00425011,
+                0.00851989,
+                0.0478435,
+                0.528884,
+                0.673792,
+                0.276332,
+                0.0561698,
+                0.00466009,
+            ],
+        ),
+    ],
+)
+def test_the_table_of_the_scaled_linear_schedule(family, expected):
+    """t = 0, 1, 10, 100, 250, 500, 750, 999: min(SNR, 5) / SNR and min(SNR, 5) / (SNR + 1), from diffusers' SNR."""
+    _, sigma = snr_and_sigma()
+    assert MinSNR()(sigma, Toy(family)).tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def test_flow_counts_the_error_of_the_denoised_latent():
     """SNR = ((1 - t) / t)^2 and c_out = t: at t = 0.8 the weight is (1 - t)^2, at t = 0.1 it is gamma t^2."""
     weight = MinSNR(gamma=5.0)(torch.tensor([0.8, 0.1]), Toy("flow"))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...denoiser import Preconditioning
 from .. import METRICS
 
 
@@ -13,6 +14,8 @@ from .. import METRICS
 class L2:
     """Squared error."""
 
-    def __call__(self, residual: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, residual: torch.Tensor, sigma: torch.Tensor, denoiser: Preconditioning
+    ) -> torch.Tensor:
         """The square."""
         return residual.square()

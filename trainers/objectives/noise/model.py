@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...denoiser import Denoiser
+from ...denoiser import Preconditioning
 from .. import NOISE
 
 
@@ -17,8 +17,14 @@ from .. import NOISE
 class ModelTable:
     """Uniform over the model's table of sigmas."""
 
-    def quantile(self, u: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:
+    def quantile(self, u: torch.Tensor, denoiser: Preconditioning) -> torch.Tensor:
         """The table's entry at index floor(u N)."""
         table = denoiser.sigmas
         index = (u * len(table)).long().clamp(max=len(table) - 1)
         return table[index.to(table.device)].float()
+
+    def cdf(self, sigma: torch.Tensor, denoiser: Preconditioning) -> torch.Tensor:
+        """The share of the table that is at most ``sigma``."""
+        table = denoiser.sigmas.cpu()
+        below = torch.searchsorted(table, sigma.cpu().to(table.dtype), right=True)
+        return below.double() / len(table)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ....registry import check_limits, option
-from ...denoiser import Denoiser, c_out, snr
+from ...denoiser import Preconditioning, c_out, snr
 from .. import WEIGHTS
 
 
@@ -24,7 +24,7 @@ class Debiased:
     def __post_init__(self) -> None:
         check_limits(self)
 
-    def __call__(self, sigma: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:
+    def __call__(self, sigma: torch.Tensor, denoiser: Preconditioning) -> torch.Tensor:
         """SNR / sqrt(min(SNR, max_snr)) c_out^2."""
         ratio = snr(denoiser, sigma)
         balance = ratio / ratio.clamp(max=self.max_snr).sqrt().clamp(min=1e-10)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...denoiser import Denoiser
+from ...denoiser import Preconditioning
 from .. import WEIGHTS
 
 
@@ -14,6 +14,6 @@ from .. import WEIGHTS
 class One:
     """Every noise level counts the same."""
 
-    def __call__(self, sigma: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:
+    def __call__(self, sigma: torch.Tensor, denoiser: Preconditioning) -> torch.Tensor:
         """Ones."""
         return torch.ones_like(sigma)

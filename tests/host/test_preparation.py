@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs whose data vary: the cache and the cut of the batch change nothing, and priors do what they say."""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.comfy
+
+
+@pytest.fixture(scope="module")
+def wires():
+    from tests.host import tiny
+
+    with torch.inference_mode():
+        return tiny.model("sdxl"), tiny.clip("sdxl"), tiny.kl_vae()
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    return tmp_path
+
+
+def varied(count=4, **settings):
+    """Pictures with masks, weights, repeats, two captions each, flips, crops, shuffled tags and caption dropout."""
+    from graft.trainers.data import Captioning, Dataset, Framing, Item
+
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for i in range(count):
+        size = (64, 96) if i % 2 else (64, 64)
+        pixels, mask = (
+            torch.rand(*size, 3, generator=generator),
+            torch.rand(*size, generator=generator),
+        )
+        captions = (f"a zork, thing {i}, red, blue", f"the zork, {i}, green")
+        item = Item(captions, pixels=pixels, weight=1 + i / 4, repeats=1 + i % 2)
+        items.append(dataclasses.replace(item, mask=mask) if i < 2 else item)
+    how = Captioning(shuffle=True, dropout=0.3, tag_dropout=0.2, variants=4)
+    return Dataset(
+        tuple(items),
+        trigger="zork",
+        resolution=96,
+        crops=2,
+        captioning=how,
+        framing=Framing(flip=True),
+        **settings,
+    )
+
+
+def class_pictures(count=3, size=64):
+    from graft.trainers.data import Dataset, Item
+
+    generator = torch.Generator().manual_seed(9)
+    items = [
+        Item(("a thing",), pixels=torch.rand(size, size, 3, generator=generator))
+        for _ in range(count)
+    ]
+    return Dataset(tuple(items), resolution=96)
+
+
+def train(wires, dataset, steps=3, plan=(4, 1), sink=None, **objective):
+    from graft.adapters.lora import LoRA
+    from graft.host import engine
+    from graft.trainers.objectives import Objective
+    from graft.trainers.plan import Plan
+
+    model, clip, vae = wires
+    settings = Objective(**{"preserve": 0.0, **objective})
+    made = Plan(steps=steps, batch_size=plan[0], accumulate=plan[1])
+    request = engine.Request(
+        model,
+        dataset,
+        vae,
+        clip,
+        network=LoRA(rank=2, blocks="attention"),
+        plan=made,
+        objective=settings,
+    )
+    with torch.inference_mode(False):
+        run = engine._Run(request)
+        said = []
+        real = run.sink
+        run.sink = lambda event: said.append(event) or real(event)
+        run.sink.stage = real.stage
+    with torch.inference_mode(False):
+        return run.go(), [event.text for event in said if type(event).__name__ == "Warned"]
+
+
+def same(one, other):
+    assert one.loss_map == other.loss_map
+    assert all(torch.equal(value, other.lora_model[key]) for key, value in one.lora_model.items())
+    return True
+
+
+def test_a_cache_changes_nothing_and_a_second_run_encodes_nothing(wires, output, monkeypatch):
+    from graft.host import autoencoder, conditioning, texts
+    from graft.trainers.data.tensor_files import TensorFiles
+
+    counts = {"pictures": 0, "texts": 0}
+    posterior, encode_text = autoencoder.posterior, conditioning.encode_text
+
+    def count_pictures(*args):
+        counts["pictures"] += 1
+        return posterior(*args)
+
+    def count_texts(*args):
+        counts["texts"] += 1
+        return encode_text(*args)
+
+    monkeypatch.setattr(autoencoder, "posterior", count_pictures)
+    monkeypatch.setattr(texts, "encode_text", count_texts)
+    first, said = train(wires, varied())
+    assert counts["pictures"] == 4 * 4 and counts["texts"] > 4 and not said
+    done = dict(counts)
+    second, _ = train(wires, varied())
+    assert counts == done and same(first, second)
+
+    def full(*args):
+        raise OSError(30, "Read-only file system")
+
+    for path in (output / "graft" / "cache").rglob("*.tensors"):
+        path.unlink()
+    monkeypatch.setattr(TensorFiles, "write", full)
+    third, said = train(wires, varied())
+    assert same(first, third) and counts["pictures"] == 2 * done["pictures"]
+    assert len(said) == 2 and all(
+        "Read-only file system" in text for text in said
+    )  # latents, texts
+
+
+def test_a_broken_file_is_a_warning_of_the_run(wires, output):
+    first, _ = train(wires, varied())
+    for path in list((output / "graft" / "cache" / "latents").rglob("*.tensors"))[:1]:
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 255  # the header is whole, so it is found when it is used
+        path.write_bytes(data)
+        cut = next(p for p in path.parent.parent.rglob("*.tensors") if p != path)
+        cut.write_bytes(cut.read_bytes()[:50])
+    second, said = train(wires, varied(), steps=12)
+    assert {path.stem for path in (path, cut)} == {
+        stem for text in said for stem in (path.stem, cut.stem) if stem in text
+    }
+    again, said = train(wires, varied(), steps=12)
+    assert not said and same(second, again)
+    assert second.loss_map["loss"][:3] == first.loss_map["loss"]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{}, {"preserve": 0.7, "preserve_on": "instances", "class_word": "dog"}],
+    ids=["plain", "instances"],
+)
+def test_every_cut_of_the_batch_trains_the_same(wires, output, objective):
+    dataset = varied(classes=class_pictures(), class_weight=0.5)
+    whole, _ = train(wires, dataset, plan=(4, 1), **objective)
+    for plan in ((2, 2), (1, 4)):
+        cut, _ = train(wires, dataset, plan=plan, **objective)
+        assert cut.loss_map["loss"] == pytest.approx(whole.loss_map["loss"], rel=1e-5)
+        for key, value in whole.lora_model.items():
+            # Adam divides by the gradient's own size: where that is nearly 0, rounding is a share of the step.
+            torch.testing.assert_close(cut.lora_model[key], value, rtol=2e-3, atol=1e-5)
+
+
+def test_class_images_add_their_plain_loss_times_their_weight(wires, output):
+    from graft.trainers.objectives import WEIGHTS
+
+    weight = WEIGHTS.get("min-snr")()
+    losses = {}
+    for factor in (0.0, 1.0, 2.0):
+        dataset = varied(classes=class_pictures(), class_weight=factor)
+        made, _ = train(wires, dataset, steps=1, weight=weight)
+        losses[factor] = made.loss_map["loss"][0]
+    added = losses[1.0] - losses[0.0]
+    assert added > 0.1
+    assert losses[2.0] - losses[0.0] == pytest.approx(2 * added, rel=1e-5)
+    plain = [
+        train(wires, varied(classes=class_pictures(), class_weight=w), steps=1)[0].loss_map["loss"][
+            0
+        ]
+        for w in (0.0, 1.0)
+    ]
+    assert plain[1] - plain[0] == pytest.approx(added, rel=1e-5)  # Min-SNR is the pictures' only
+    assert plain[0] != pytest.approx(losses[0.0], rel=1e-3)
+
+
+def test_preserving_on_instances_is_nothing_at_the_start_and_holds_later(wires, output):
+    """dW = 0 before the first step, so the base and the trainee agree; a large weight keeps dW small."""
+    from graft.host import preparation
+
+    drawn = []
+    real, preparation.sample_priors = preparation.sample_priors, lambda *a: drawn.append(a)
+    try:
+        free, _ = train(wires, varied(), steps=4)
+        kept, _ = train(wires, varied(), steps=4, preserve=1.0, preserve_on="instances")
+        held, _ = train(wires, varied(), steps=4, preserve=50.0, preserve_on="instances")
+    finally:
+        preparation.sample_priors = real
+    assert not drawn
+    assert kept.loss_map["loss"][0] == pytest.approx(free.loss_map["loss"][0], rel=1e-6)
+    assert kept.loss_map["loss"][1:] != free.loss_map["loss"][1:]
+    assert any(not torch.equal(v, kept.lora_model[k]) for k, v in free.lora_model.items())
+    assert held.loss_map["loss"][0] == pytest.approx(free.loss_map["loss"][0], rel=1e-6)
+
+
+@pytest.mark.parametrize("trigger", ["", "wumpus"])
+def test_preserving_on_instances_needs_a_trigger(wires, output, trigger):
+    dataset = dataclasses.replace(varied(), trigger=trigger)
+    with pytest.raises(ValueError, match="preserve_on is instances.*name the trigger"):
+        train(wires, dataset, preserve=1.0, preserve_on="instances")
+    assert not list(output.rglob("*.*"))
+
+
+def test_the_text_without_the_concept():
+    from graft.host.priors import BaseText
+    from graft.trainers.data import Dataset, Item
+    from graft.trainers.objectives import Objective
+
+    pixels = torch.zeros(64, 64, 3)
+    captions = ["a sks dog", "a man asks", "sks, a cat", "a  big sks", "a big"]
+    dataset = Dataset(tuple(Item((text,), pixels=pixels) for text in captions), trigger="sks")
+    bare = BaseText(dataset, Objective())
+    assert [bare(text) for text in captions] == ["a dog", None, ", a cat", None, None]
+    named = BaseText(dataset, Objective(class_word=r"\1 wolf"))
+    assert named("a sks dog") == r"a \1 wolf dog" and named("a  big sks") == r"a big \1 wolf"

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one forward pass trains on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pictures of one shape with what they are conditioned on.
+
+    Attributes:
+        latents: Clean latents ``[B, ...]`` fp32 on the training device.
+        cond: What the denoiser is conditioned on.
+        weight: Factor of the loss of each, ``[B]`` on the device, or one for all.
+        mask: How much each place counts, ``[B, 1, h, w]`` in 0..1 on the device; None counts all.
+        keeps_base: Whether the base model's D is the target instead of the clean latents.
+        plain: Whether no noise level counts more than another: the objective's weight is left out.
+        use: Sets the draws of several batches in one step apart.
+    """
+
+    latents: torch.Tensor
+    cond: Any
+    weight: torch.Tensor | float = 1.0
+    mask: torch.Tensor | None = None
+    keeps_base: bool = False
+    plain: bool = False
+    use: str = ""

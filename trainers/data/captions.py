@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How captions become the texts that are trained on.
+
+Everything random is drawn beforehand, into a few variants of each caption, so that each is encoded
+once and a step only chooses among encodings: live variety at the price of a cache. The options are
+those of sd-scripts (`shuffle_caption`, `keep_tokens`, `caption_dropout_rate`, ...); prefix, suffix
+and trigger stay in their place when tags are shuffled.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from ...registry import check_limits, option
+from ..random import generator
+
+PLACEHOLDER = "[trigger]"
+_PAUSES = (",", ".", ";", ":", "!", "?")
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """How the captions of a dataset are trained with; without options, as they are.
+
+    Raises:
+        ValueError: A field is outside its limits, or the separator is empty.
+    """
+
+    prefix: str = option("", "Put before every caption.")
+    suffix: str = option("", "Put after every caption.")
+    add_trigger: bool = option(
+        False,
+        "Put the dataset's trigger in place of [trigger], or before a caption that has neither.",
+    )
+    shuffle: bool = option(
+        False, "Shuffle the tags of a caption, so that their order is not learned."
+    )
+    keep_tags: int = option(
+        1, "Tags at the beginning that keep their place and are never dropped.", min=0, max=1000
+    )
+    tag_dropout: float = option(
+        0.0, "Share of the tags that is left out, each by chance.", min=0.0, max=1.0
+    )
+    dropout: float = option(
+        0.0,
+        "Share of the steps that train a picture with the empty text, for classifier-free guidance.",
+        min=0.0,
+        max=1.0,
+    )
+    wildcards: bool = option(
+        False,
+        "Take one of the choices in braces by chance, which bars set apart; they may be nested.",
+    )
+    variants: int = option(
+        8,
+        "Texts of each picture that are drawn from, where something is left to chance. Each is encoded once, before "
+        "training.",
+        min=1,
+        max=256,
+    )
+    separator: str = option(",", "What stands between tags.")
+    seed: int = option(0, "Seed of the variants.", min=0, max=2**64 - 1)
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        if not self.separator.strip():
+            raise ValueError(
+                "the separator of tags is empty: give what stands between them, a comma as a rule"
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a caption can become different texts."""
+        return self.shuffle or self.tag_dropout > 0 or self.wildcards
+
+    def texts(self, captions: tuple[str, ...], trigger: str = "") -> tuple[str, ...]:
+        """All the different texts that captions become, the empty one of the dropout apart.
+
+        Each caption has the same number of variants, together at least ``variants``. They depend on
+        the caption only, so that pictures with one caption share their encodings.
+
+        Args:
+            captions: The captions of one picture.
+            trigger: The word that the concept is called by.
+
+        Returns:
+            One or more texts, in a fixed order.
+
+        Raises:
+            ValueError: Braces of a wildcard do not match.
+        """
+        return _texts(self, captions, trigger.strip())
+
+    def all_texts(self, captions: tuple[str, ...], trigger: str = "") -> tuple[str, ...]:
+        """The texts and, where there is caption dropout, the empty one; for what encodes them."""
+        texts = self.texts(captions, trigger)
+        return tuple(dict.fromkeys([*texts, ""])) if self.dropout > 0 else texts
+
+    def choose(self, captions: tuple[str, ...], trigger: str, u: float) -> str:
+        """The text for a uniform draw: empty below ``dropout``, above it each text alike.
+
+        Args:
+            captions: The captions of one picture.
+            trigger: The word that the concept is called by.
+            u: In [0, 1).
+
+        Returns:
+            One of ``all_texts``.
+
+        Raises:
+            ValueError: ``u`` is outside, or braces of a wildcard do not match.
+        """
+        if not 0 <= u < 1:
+            raise ValueError(f"a uniform draw is {u}; it must be in [0, 1)")
+        if u < self.dropout:
+            return ""
+        texts = self.texts(captions, trigger)
+        place = int((u - self.dropout) / (1 - self.dropout) * len(texts))
+        return texts[min(place, len(texts) - 1)]  # the division may round up to 1
+
+
+@lru_cache(maxsize=4096)
+def _texts(how: Captioning, captions: tuple[str, ...], trigger: str) -> tuple[str, ...]:
+    each = -(-how.variants // len(captions)) if how.is_random else 1
+    places = ((number, caption) for number in range(each) for caption in captions)
+    texts = (_variant(how, caption, trigger, number) for number, caption in places)
+    return tuple(dict.fromkeys(texts))
+
+
+def _variant(how: Captioning, caption: str, trigger: str, number: int) -> str:
+    if how.is_random:
+        draws = generator(how.seed, f"caption {caption}", number)
+        parts = [how.prefix, caption, how.suffix]
+        if how.wildcards:
+            parts = [choose_wildcards(part, draws) for part in parts]
+        prefix, body, suffix = parts
+        if how.shuffle or how.tag_dropout > 0:
+            body = _shuffled(how, body, draws)
+    else:
+        prefix, body, suffix = how.prefix, caption, how.suffix
+    if how.add_trigger and trigger:
+        if PLACEHOLDER in body:
+            body = body.replace(PLACEHOLDER, trigger)
+        elif not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", body):
+            body = f"{trigger}, {body}" if body else trigger
+    return _joined(_joined(prefix.strip(), body), suffix.strip())
+
+
+def _joined(first: str, second: str) -> str:
+    if not first or not second:
+        return first or second
+    return first + second if second.startswith(_PAUSES) else f"{first} {second}"
+
+
+def _shuffled(how: Captioning, text: str, draws: torch.Generator) -> str:
+    """Shuffle and drop the tags behind the kept ones."""
+    separator = how.separator.strip()
+    tags = [tag.strip() for tag in text.split(separator)]
+    tags = [tag for tag in tags if tag]
+    kept, rest = tags[: how.keep_tags], tags[how.keep_tags :]
+    if how.shuffle:
+        rest = [rest[i] for i in torch.randperm(len(rest), generator=draws).tolist()]
+    if how.tag_dropout > 0:
+        stays = torch.rand(len(rest), generator=draws, dtype=torch.float64) >= how.tag_dropout
+        rest = [tag for tag, stay in zip(rest, stays.tolist(), strict=True) if stay]
+    glue = f"{separator} " if separator in _PAUSES else f" {separator} "
+    return glue.join(kept + rest)
+
+
+def choose_wildcards(text: str, draws: torch.Generator) -> str:
+    """Replace each ``{a|b|c}`` by one of its choices, the inner ones first.
+
+    Args:
+        text: May hold wildcards, also nested ones.
+        draws: Chooses; one draw a wildcard, in the order of their closing braces.
+
+    Returns:
+        The text without wildcards.
+
+    Raises:
+        ValueError: A brace has no partner.
+    """
+    levels: list[list[str]] = [[""]]
+    for character in text:
+        if character == "{":
+            levels.append([""])
+        elif character == "}" and len(levels) > 1:
+            choices = levels.pop()
+            place = int(torch.randint(len(choices), (), generator=draws))
+            levels[-1][-1] += choices[place]
+        elif character == "|" and len(levels) > 1:
+            levels[-1].append("")
+        elif character == "}":
+            raise ValueError(_unmatched("}", "{", text))
+        else:
+            levels[-1][-1] += character
+    if len(levels) > 1:
+        raise ValueError(_unmatched("{", "}", text))
+    return levels[0][0]
+
+
+def _unmatched(brace: str, partner: str, text: str) -> str:
+    return (
+        f"a '{brace}' has no '{partner}' in the caption \"{text[:80]}\": a wildcard reads "
+        "{red|green|blue}; repair it, or switch wildcards off"
+    )
