@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.host import inprocess
@@ -31,6 +32,7 @@ from tests.host.server import ComfyServer, ExecutionError, PromptRejected, Serve
 
 OUT = inprocess.ROOT / "out" / "demo"
 OTHERS = 48
+RECENT = 50
 BAR, WIDTH = 0.70, 30
 WHEN = ("before", "after")
 
@@ -120,9 +122,12 @@ def train(server: ComfyServer, steps: int = 0) -> tuple[str, list[float], float,
 
     def look() -> None:
         sizes.append(resident(server))
-        for message in graphs.messages(server, prompt_id)[-1:]:
+        heard = graphs.messages(server, prompt_id)
+        times = [message["s_per_step"] for message in heard if message.get("s_per_step")]
+        for message in heard[-1:]:
             loss = f"loss {message['loss']:.4f}  " if message.get("loss") is not None else ""
-            left = (message["total"] - message["step"]) * (message.get("s_per_step") or 0)
+            a_step = median(times[-RECENT:]) if times else 0.0  # one slow step says nothing
+            left = (message["total"] - message["step"]) * a_step
             show(message["step"], message["total"], f"{loss}ETA {clock(left)}")
 
     entry = follow(server, prompt_id, look)
