@@ -215,3 +215,26 @@ def test_held_out_pictures_of_several_sizes_and_captions(wires, output):
     items = (Item("x", pixels=torch.rand(64, 128, 3)), Item("", pixels=torch.rand(64, 64, 3)))
     outcome = train(wires, steps=1, validation=Dataset((*items, *held_out().items)))
     assert len(outcome.loss_map["validation"]) == 2
+
+
+@pytest.mark.parametrize("average", ["ema", "schedule-free-adamw"])
+def test_an_average_is_validated_beside_the_last_weights_and_decides(wires, output, average):
+    from graft.trainers.optimizers import OPTIMIZERS, Optimizer
+
+    if average == "ema":
+        optimizer = Optimizer(OPTIMIZERS.get("adamw")(lr=1e-2), ema_decay=0.5)
+    else:
+        optimizer = Optimizer(OPTIMIZERS.get(average)(lr=1e-2))
+    plain = train(wires, steps=4, optimizer=optimizer)
+    watched = train(
+        wires, steps=4, optimizer=optimizer, plan={"validate_every": 2}, validation=held_out()
+    )
+    for key, value in plain.lora_model.items():
+        assert torch.equal(value, watched.lora_model[key]), key
+    (log,) = [path for path in output.rglob("log.jsonl") if watched.run in str(path)]
+    told = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    told = [row for row in told if row["kind"] == "validated"]
+    raw, averaged = ([row for row in told if row["weights"] == w] for w in ("raw", "averaged"))
+    assert [row["step"] for row in raw] == [row["step"] for row in averaged] == [0, 2, 4]
+    assert raw[0]["loss"] == averaged[0]["loss"] and raw[2]["loss"] != averaged[2]["loss"]
+    assert watched.loss_map["validation"] == [row["loss"] for row in averaged]
