@@ -31,7 +31,7 @@ class Progress:
 class Validated:
     """The held-out pictures' loss after ``step`` steps, and pairs of sigma and loss at each noise level.
 
-    ``change`` is |dW| / |W| by block; ``weights`` says which weights these are (``raw``, ``ema``).
+    ``change`` is |dW| / |W| by block; ``weights`` says which weights these are (``raw``, ``averaged``).
     """
 
     step: int
