@@ -20,6 +20,7 @@ from .data.order import Order
 from .denoiser import Denoiser
 from .events import Progress, Sink
 from .objectives import Objective
+from .objectives.log_variance import LogVariance
 from .optimizers import Optimizer
 from .plan import Plan
 from .random import Draws
@@ -94,6 +95,9 @@ class Loop:
             )
         self.parameters = dict(self.network.parameters())
         self.stepper = Stepper(self.optimizer, self.parameters)
+        self.log_variance = None
+        if self.objective.learn_log_variance:
+            self.log_variance = LogVariance(next(iter(self.parameters.values())).device)
         self.order = Order(self.data.buckets, self.plan.effective_batch, self.plan.seed)
         self.total = self.plan.total_steps or self.plan.steps
         self.end = self.plan.steps
@@ -113,6 +117,8 @@ class Loop:
             )
         self.network.load(state.adapter)
         self.stepper.load(state)
+        if self.log_variance is not None:
+            self.log_variance.load(state.log_variance)
         self.step, self.losses = state.step, list(state.losses)
         self.record = Record(state.record, state.step)
         self.end = self.step + self.plan.steps
@@ -127,6 +133,7 @@ class Loop:
             adapter=dict(self.network.tensors()),
             losses=tuple(self.losses),
             record=tuple(self.record.rows),
+            log_variance={} if self.log_variance is None else self.log_variance.state(),
             **self.stepper.state(),
         )
 
@@ -171,19 +178,20 @@ class Loop:
         total, stop = 0.0, False
         for slots in _micro_batches(len(items), self.plan.batch_size):
             stop = self.poll() or stop
-            for loss in self._losses([items[slot] for slot in slots], slots):
-                loss = loss.sum() / len(items)
-                value = float(loss.detach())
+            for losses, minimized in self._losses([items[slot] for slot in slots], slots):
+                value = float(losses.detach().sum() / len(items))
                 if not math.isfinite(value):
                     raise Diverged(
                         f"The loss is {value} at step {self.step + 1}. Lower the learning rate, or train in fp32."
                     )
-                loss.backward()
+                (minimized.sum() / len(items)).backward()
                 total += value
         return total, stop
 
-    def _losses(self, items: list[int], slots: Sequence[int]) -> Iterator[torch.Tensor]:
-        """The weighted loss of each sample ``[B]``, batch by batch."""
+    def _losses(
+        self, items: list[int], slots: Sequence[int]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The weighted loss of each sample ``[B]``, and what is minimized for it, batch by batch."""
         draws = Draws(self.plan.seed, self.step, slots, self.plan.effective_batch)
         for batch in self.data.batches(items, draws):
             noised = self.objective.noised(self.denoiser, batch.latents, draws.of(batch.use))
@@ -194,7 +202,10 @@ class Loop:
             losses = self.objective.sample_loss(self.denoiser, noised, batch)
             if not batch.use:
                 self.record.note(noised.sigma, losses)
-            yield batch.weight * losses
+            minimized = losses
+            if self.log_variance is not None:
+                minimized = self.log_variance.minimized(losses, noised.sigma, learns=not batch.use)
+            yield batch.weight * losses, batch.weight * minimized
 
     def _update(self) -> float:
         """Set the learning rates, clip, step; returns the gradient's norm before clipping."""
@@ -212,6 +223,8 @@ class Loop:
                 f"The gradient is {norm} at step {self.step + 1}. Lower the learning rate, or train in fp32."
             )
         self.stepper.step()
+        if self.log_variance is not None:
+            self.log_variance.step()
         return norm
 
 

@@ -20,7 +20,7 @@ class State:
     running numbers of groups of parameters, for the optimizers named in ``algorithm`` that have such;
     ``ema`` are the averaged weights per parameter name after ``ema_updates``, empty without them. ``record`` has the
     noise levels and losses of the pictures of every step. ``validation`` has
-    step and loss of the held-out pictures.
+    step and loss of the held-out pictures. ``log_variance`` is what the objective has learned, where it learns.
     """
 
     step: int
@@ -37,6 +37,7 @@ class State:
     ema_updates: int = 0
     record: tuple[Row, ...] = ()
     validation: tuple[tuple[int, float], ...] = ()
+    log_variance: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def optimizer_state(

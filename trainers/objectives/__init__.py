@@ -84,6 +84,10 @@ class Objective:
         "Takes the trigger's place in the captions that preserve_on instances compares with: dog for a sks dog. Empty "
         "takes the trigger out.",
     )
+    learn_log_variance: bool = option(
+        False,
+        "Learn the mean loss of each noise level and divide by it, so that every level counts the same.",
+    )
 
     def __post_init__(self) -> None:
         check_limits(self)

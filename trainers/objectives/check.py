@@ -35,6 +35,12 @@ def check(objective: Objective, model: Preconditioning, effective_batch: int = 0
         objective.sigma_min,
         objective.sigma_max,
     )
+    weight = getattr(objective.weight, "name", "")
+    if objective.learn_log_variance and weight != "one":
+        raise ValueError(
+            f"learn_log_variance divides by what each noise level loses, which takes the weight '{weight}' out again: "
+            "set weight to one, or learn_log_variance to false."
+        )
     if objective.stratified and effective_batch == 1:
         raise ValueError(
             "stratified=true spreads the noise levels of one step, and a step has one picture: raise batch_size or "

@@ -44,6 +44,11 @@ def make(**choices):
         ("flow", {"zero_terminal": True}, "noise alone already"),
         ("edm", {"zero_terminal": True}, "no table"),
         ("eps", {"sigma_min": 30.0}, "no noise level"),
+        (
+            "eps",
+            {"learn_log_variance": True, "weight": "min-snr"},
+            "learn_log_variance .* 'min-snr' .* set weight to one",
+        ),
     ],
 )
 def test_conflicts_are_named(family, choices, message):

@@ -17,6 +17,7 @@ CHOICES = [
     {"noise": "log-normal", "stratified": True, "sigma_min": 0.2},
     {"noise": "karras", "weight": "p2", "noising": "offset"},
     {"weight": "soft-min-snr", "metric": "huber", "noising": "pyramid"},
+    {"noise": "log-normal", "learn_log_variance": True},
     {"weight": "elbo", "metric": "l1", "input_perturbation": 0.2, "stratified": True},
 ]
 REGISTRIES = {"noise": NOISE, "weight": WEIGHTS, "metric": METRICS, "noising": NOISINGS}
