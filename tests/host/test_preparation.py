@@ -6,6 +6,8 @@ import dataclasses
 import pytest
 import torch
 
+from tests.host.options import class_pictures, same, varied
+
 pytestmark = pytest.mark.comfy
 
 
@@ -23,44 +25,6 @@ def output(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     return tmp_path
-
-
-def varied(count=4, **settings):
-    """Pictures with masks, weights, repeats, two captions each, flips, crops, shuffled tags and caption dropout."""
-    from graft.trainers.data import Captioning, Dataset, Framing, Item
-
-    generator = torch.Generator().manual_seed(0)
-    items = []
-    for i in range(count):
-        size = (64, 96) if i % 2 else (64, 64)
-        pixels, mask = (
-            torch.rand(*size, 3, generator=generator),
-            torch.rand(*size, generator=generator),
-        )
-        captions = (f"a zork, thing {i}, red, blue", f"the zork, {i}, green")
-        item = Item(captions, pixels=pixels, weight=1 + i / 4, repeats=1 + i % 2)
-        items.append(dataclasses.replace(item, mask=mask) if i < 2 else item)
-    how = Captioning(shuffle=True, dropout=0.3, tag_dropout=0.2, variants=4)
-    return Dataset(
-        tuple(items),
-        trigger="zork",
-        resolution=96,
-        crops=2,
-        captioning=how,
-        framing=Framing(flip=True),
-        **settings,
-    )
-
-
-def class_pictures(count=3, size=64):
-    from graft.trainers.data import Dataset, Item
-
-    generator = torch.Generator().manual_seed(9)
-    items = [
-        Item(("a thing",), pixels=torch.rand(size, size, 3, generator=generator))
-        for _ in range(count)
-    ]
-    return Dataset(tuple(items), resolution=96)
 
 
 def train(wires, dataset, steps=3, plan=(4, 1), sink=None, **objective):
@@ -89,12 +53,6 @@ def train(wires, dataset, steps=3, plan=(4, 1), sink=None, **objective):
         run.sink.stage = real.stage
     with torch.inference_mode(False):
         return run.go(), [event.text for event in said if type(event).__name__ == "Warned"]
-
-
-def same(one, other):
-    assert one.loss_map == other.loss_map
-    assert all(torch.equal(value, other.lora_model[key]) for key, value in one.lora_model.items())
-    return True
 
 
 def test_a_cache_changes_nothing_and_a_second_run_encodes_nothing(wires, output, monkeypatch):

@@ -9,9 +9,9 @@ it imports the host inside its functions only.
 import torch
 
 FAMILIES = ("sd15", "sdxl", "sdxl_v", "sdxl_zsnr", "sdxl_edm", "sd3", "flux")
-CLIP_SIZES = {"l": (32, 4), "g": (64, 4), "sd15": (48, 4)}  # width, heads
+CLIP_SIZES = {"l": (32, 4), "g": (64, 4), "sd15": (48, 4), "sd3": (64, 4)}  # width, heads
 CONTEXT = {"sd15": 48, "sdxl": 96, "sd3": 64, "flux": 64}
-POOLED = {"sd15": 48, "sdxl": 64, "sd3": 32, "flux": 32}
+POOLED = {"sd15": 48, "sdxl": 64, "sd3": 64, "flux": 32}
 MARKS = {
     "sdxl_v": {"v_pred": torch.empty(0)},
     "sdxl_zsnr": {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)},
@@ -150,7 +150,7 @@ def model(
 
 
 def clip(family: str = "sdxl", *, seed: int = 1, inference: bool = True):
-    """A CLIP with the host's tokenizer: `sd15` (one encoder) or `sdxl` (two)."""
+    """A CLIP with the host's tokenizer: `sdxl` (two encoders), or one, of the family's width."""
     import comfy.sd
     import comfy.sd1_clip
     import comfy.sdxl_clip
@@ -173,7 +173,7 @@ def clip(family: str = "sdxl", *, seed: int = 1, inference: bool = True):
         }
     else:
         parts = (comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
-        options = {"clip_l_model_config": settings(*CLIP_SIZES["sd15"])}
+        options = {"clip_l_model_config": settings(*CLIP_SIZES[kind(family)])}
     with torch.inference_mode(inference):
         target = comfy.supported_models_base.ClipTarget(*parts)
         made = comfy.sd.CLIP(target, model_options=options | {"dtype": torch.float32})

@@ -4,8 +4,8 @@
     minimized:  loss / exp(u(sigma)) + u(sigma)
 
 At its best exp(u) is the mean loss of the level, so that every level comes to count the same (Karras et al. 2024,
-"uncertainty-based loss weighting"; arXiv 2312.02696). Latent diffusion's trainer has one number a level for it (learn_logvar); here u is a smooth
-function of ln(sigma), which a short run can learn, and which continuous levels have, too.
+"uncertainty-based loss weighting"; arXiv 2312.02696). Latent diffusion's trainer learns one number for each level of a
+table (learn_logvar); here u is a smooth function of ln(sigma), which a short run can learn and continuous levels have.
 """
 
 from collections.abc import Mapping
