@@ -45,6 +45,9 @@ class LogVariance:
             loss: The loss of each sample.
             sigma: Their noise levels.
             learns: Whether u learns from them; else they are only brought to the others' scale.
+
+        Returns:
+            ``[B]``, the loss itself where u is 0.
         """
         u = self(sigma)
         return loss / u.exp() + u if learns else loss / u.detach().exp()
