@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every noise law, weight and metric must satisfy, over the registries, and closed forms of the loss."""
 
-import itertools
-
 import pytest
 import scipy.stats
 import torch
 
-from graft.trainers.data.batch import Batch
 from graft.trainers.denoiser import c_out, c_skip
 from graft.trainers.facts import facts
-from graft.trainers.objectives import METRICS, NOISE, NOISINGS, WEIGHTS, Noised, Objective
-from graft.trainers.objectives.levels import limits
+from graft.trainers.objectives import METRICS, NOISE, NOISINGS, WEIGHTS, Objective
 from graft.trainers.random import Draws
+from tests.trainers import oracles
+from tests.trainers.oracles import FAMILIES
 from tests.trainers.toy import SIGMA_DATA, Toy
-
-FAMILIES = ("eps", "v", "flow", "edm")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,59 +36,14 @@ def test_probed_preconditioning_is_the_table_of_the_design(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_optimal_denoiser_of_gaussian_data_has_the_closed_form_loss(family):
-    """Data N(0, s^2), linear optimum: the error of D is s^2 sigma^2 / (s^2 + sigma^2) (flow: with t).
-
-    Over c_out^2: eps s^2/(s^2+sigma^2); v s^2 (1+sigma^2)/(s^2+sigma^2); flow s^2/((1-t)^2 s^2 + t^2);
-    EDM with sigma_data = s: 1.
-    """
-    s, generator = SIGMA_DATA, torch.Generator().manual_seed(0)
-    for value in (0.1, 0.5, 0.9):
-        clean = s * torch.randn(8, 1, 256, 256, generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        sigma = torch.full((8,), value)
-        toy = Toy(family)
-        x = toy.add_noise(sigma, noise, clean)
-        gain = (
-            (1 - value) * s**2 / ((1 - value) ** 2 * s**2 + value**2)
-            if family == "flow"
-            else s**2 / (s**2 + value**2)
-        )
-        toy.network = lambda x, sigma, cond, toy=toy, gain=gain: (
-            (gain * x - c_skip(toy, sigma) * x)
-            / toy.combine(sigma, torch.ones(8, 1, 1, 1), torch.zeros(8, 1, 1, 1))
-        )
-        loss = float(
-            Objective().sample_loss(toy, Noised(sigma, x, clean), Batch(clean, None)).mean()
-        )
-        expected = {
-            "eps": s**2 / (s**2 + value**2),
-            "v": s**2 * (1 + value**2) / (s**2 + value**2),
-            "flow": s**2 / ((1 - value) ** 2 * s**2 + value**2),
-            "edm": 1.0,
-        }[family]
-        assert loss == pytest.approx(expected, rel=0.01)
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_optimal_denoiser_of_gaussian_data_has_the_closed_form_loss(family, level):
+    loss, wanted = oracles.gaussian_loss(family, level)
+    assert loss == pytest.approx(wanted, rel=0.01)
 
 
-def goes_with(part, family):
-    return family in getattr(part, "families", FAMILIES)
-
-
-LAWS = [
-    (name, family)
-    for name in NOISE.names()
-    for family in FAMILIES
-    if goes_with(NOISE.get(name), family)
-]
-WEIGHED = [
-    (name, family)
-    for name in WEIGHTS.names()
-    for family in FAMILIES
-    if goes_with(WEIGHTS.get(name), family)
-]
-DRAWS = [Draws(5, step, range(8), 8) for step in range(250)]
-UNIFORM = torch.cat([draws.uniform("sigma") for draws in DRAWS])
-STRATIFIED = torch.cat([draws.stratified("sigma") for draws in DRAWS])
+LAWS, WEIGHED = oracles.pairs(NOISE), oracles.pairs(WEIGHTS)
+UNIFORMS = {kind: oracles.uniforms(kind) for kind in ("uniform", "stratified")}
 RANGES = [(0.0, 0.0), (0.2, 0.0), (0.0, 0.7), (0.2, 0.7)]
 
 
@@ -111,31 +62,18 @@ def test_noise_law_is_a_quantile_function_within_the_limits(name, family, low, h
 
 
 @pytest.mark.parametrize(("name", "family"), LAWS)
-@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("kind", UNIFORMS)
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.2, 0.7)])
-def test_drawn_levels_follow_the_declared_law(name, family, stratified, low, high):
+def test_drawn_levels_follow_the_declared_law(name, family, kind, low, high):
     """Kolmogorov-Smirnov at the 1 % level, D sqrt(N) < 1.63, against the declared law within the limits."""
-    toy, law = Toy(family), NOISE.get(name)()
-    objective = Objective(law, sigma_min=low, sigma_max=high)
-    sigma = objective.levels(STRATIFIED if stratified else UNIFORM, toy).sort().values
-    first, last = limits(toy, low, high)
-    just = 1 - 1e-6  # levels of a table are atoms: both sides of each count
-    below, end = law.cdf(torch.tensor([first * just, last]), toy).tolist()
-
-    def declared(x):
-        return (law.cdf(x, toy) - below) / (end - below)
-
-    ranks = torch.arange(len(sigma) + 1, dtype=torch.float64) / len(sigma)
-    levels, counts = sigma.unique(return_counts=True)
-    at = counts.cumsum(0)
-    above = (ranks[at] - declared(levels)).abs().max()
-    under = (ranks[at - counts] - declared(levels * just)).abs().max()
-    assert float(max(above, under)) * len(sigma) ** 0.5 < 1.63
-    if len(levels) > 0.99 * len(sigma):
-        found = scipy.stats.ks_1samp(
+    sigma, declared = oracles.drawn(name, family, UNIFORMS[kind], low, high)
+    found = oracles.kolmogorov(sigma, declared)
+    assert found * len(sigma) ** 0.5 < 1.63
+    if len(sigma.unique()) > 0.99 * len(sigma):
+        library = scipy.stats.ks_1samp(
             sigma.double().numpy(), lambda x: declared(torch.as_tensor(x)).numpy()
         )
-        assert float(max(above, under)) == pytest.approx(found.statistic, abs=1e-4)
+        assert found == pytest.approx(library.statistic, abs=1e-4)
 
 
 def test_the_model_law_gives_every_entry_of_the_table_equally():
@@ -182,33 +120,11 @@ def test_noise_is_of_its_slot_and_not_of_its_batch(name):
     assert not torch.equal(noising(clean, Draws(6, 2, range(4), 4)), whole)
 
 
-class Perfect(Toy):
-    """Answers with what it is told, whatever comes."""
-
-    def __call__(self, x, sigma, cond):
-        return cond
-
-
 @pytest.mark.parametrize(("weight", "family"), WEIGHED)
 @pytest.mark.parametrize("perturbation", [0.0, 0.1])
 def test_a_perfect_denoiser_has_no_loss_whatever_is_chosen(weight, family, perturbation):
-    clean = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(2))
-    toy = Perfect(family)
-    for metric, noising in itertools.product(METRICS.names(), NOISINGS.names()):
-        objective = Objective(
-            weight=WEIGHTS.get(weight)(),
-            metric=METRICS.get(metric)(),
-            noising=NOISINGS.get(noising)(),
-            input_perturbation=perturbation,
-            stratified=True,
-        )
-        noised = objective.noised(toy, clean, Draws(1, 0, range(3), 3))
-        mask = (clean[:, :1] > 0).float()
-        for masked in (None, mask):
-            batch = Batch(clean, noised.target, mask=masked)
-            assert objective.sample_loss(toy, noised, batch).abs().sum() == 0
-            wrong = Batch(clean, noised.target + 1e-2, mask=masked)
-            assert bool((objective.sample_loss(toy, noised, wrong) > 0).all())
+    right, wrong = oracles.perfect_losses(weight, family, perturbation)
+    assert right == 0 and wrong > 0
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "edm", "flow", "x0"])
