@@ -30,6 +30,7 @@ CACHE = ROOT / ".figures"
 TOPICS = {
     "skeleton": "graft.benchmarks.skeleton.rows",
     "data": "graft.benchmarks.data.rows",
+    "trainer": "graft.benchmarks.trainer.rows",
 }
 START, END = (
     "<!-- figures: made by `python -m benchmarks.figures --readme` -->",

@@ -6,12 +6,13 @@ graft-mini on twelve drawings with a fresh LoRA. Pictures and noise of a step ar
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks import subjects
+from . import subjects
 
 BATCHES = (2, 4, 8, 12)
 
@@ -60,46 +61,33 @@ def gaussian(batch: int, steps: int = 4000) -> float:
     return variance[0] / variance[1]
 
 
-def mini(batch: int, steps: int, weight: str) -> tuple[float, float]:
-    """Variances of the loss and of the gradient on graft-mini, stratified over independent."""
-    from graft.adapters.attach import Attached
+def mini(wires: Sequence[Any], batch: int, steps: int, weight: str) -> tuple[float, float]:
+    """Variances of the loss and of the gradient on graft-mini, stratified over independent.
+
+    Args:
+        wires: MODEL, CLIP and VAE of graft-mini.
+        batch: Pictures a step.
+        steps: Steps to look at; none is taken.
+        weight: Name of the objective's weight.
+    """
     from graft.adapters.lora import LoRA
-    from graft.host import mini as host_mini
-    from graft.host.conditioning import Conditioner, encode_texts
-    from graft.host.trainee import trainee
-    from graft.host.training_data import TrainingData, encode_pictures
-    from graft.trainers.data import Dataset, Item
-    from graft.trainers.loop import Loop
+    from graft.host.engine import Request
+    from graft.nodes.dataset import LoadImages
     from graft.trainers.objectives import WEIGHTS, Objective
-    from graft.trainers.optimizers import Optimizer
     from graft.trainers.plan import Plan
 
-    model, clip, vae = host_mini.load_mini()
-    folder = subjects.ROOT / "assets" / "concepts" / "shape"
-    items = [
-        Item(path.with_suffix(".txt").read_text(encoding="utf-8").strip(), path=str(path))
-        for path in sorted(folder.glob("*.png"))
-    ]
-    dataset = Dataset(tuple(items), trigger="dax", resolution=64)
-    pictures = encode_pictures(dataset, vae, model)
-    captions = [item.caption for item in items]
-    texts = encode_texts(clip, sorted(set(captions)))
-    found: list[tuple[float, float]] = []
-    with torch.inference_mode(False), trainee(model, precision="fp32") as trained:
-        conditioner = Conditioner(trained.patcher, trained.device)
-        pairs = list(zip(pictures, captions, strict=True))
-        data = TrainingData(pairs, [], texts, conditioner, trained.device)
-        attached = Attached(trained.diffusion_model, LoRA(rank=4), 0, trained.device)
-        try:
-            for stratified in (True, False):
-                objective = Objective(
-                    weight=WEIGHTS.get(weight)(), preserve=0.0, stratified=stratified
-                )
-                plan = Plan(steps=steps, batch_size=batch)
-                loop = Loop(trained.denoiser, data, attached, objective, Optimizer(), plan)
-                found.append(_accumulated(loop, steps).variances())
-        finally:
-            attached.remove()
+    from .first_step import at_first_step
+    from .skeleton.concept import shipped
+
+    model, clip, vae = wires
+    found = []
+    for is_stratified in (True, False):
+        objective = Objective(weight=WEIGHTS.get(weight)(), preserve=0.0, stratified=is_stratified)
+        with torch.inference_mode():
+            dataset = LoadImages.execute(**shipped(LoadImages) | {"crops": 1}).args[0]
+        parts = {"network": LoRA(rank=4), "objective": objective}
+        request = Request(model, dataset, vae, clip, plan=Plan(steps, batch_size=batch), **parts)
+        found.append(at_first_step(request, lambda loop: _accumulated(loop, steps)).variances())
     return found[0][0] / found[1][0], found[0][1] / found[1][1]
 
 
@@ -121,11 +109,16 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=["one", "min-snr"], help="on graft-mini")
     given = parser.parse_args()
     subjects.start()
+    from graft.benchmarks import stratified  # the pack's own modules are there from here on
+    from graft.host.mini import load_mini
+
+    with torch.inference_mode():
+        wires = load_mini()
     print("variance with stratified levels over that with independent ones")
     for batch in BATCHES:
-        print(f"Gaussian, {batch} pictures a step: loss {gaussian(batch):.3f}")
+        print(f"Gaussian, {batch} pictures a step: loss {stratified.gaussian(batch):.3f}")
     for weight in given.weights:
-        loss, gradient = mini(given.batch, given.steps, weight)
+        loss, gradient = stratified.mini(wires, given.batch, given.steps, weight)
         print(
             f"graft-mini, {weight}, {given.batch} pictures, {given.steps} steps: "
             f"loss {loss:.3f}, gradient {gradient:.3f}"

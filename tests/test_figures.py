@@ -35,11 +35,13 @@ def test_a_bound_holds_or_is_short(value, bound, kept):
     assert said is kept and line.endswith("ok" if kept else "SHORT")
 
 
-def test_every_row_has_a_name_of_its_own_and_a_bound_that_can_be_read(rows):
-    names = [name for m in rows.MEASUREMENTS for name in m.bounds]
+def test_every_row_has_a_name_of_its_own_and_a_bound_that_can_be_read(comfy):
+    modules = map(importlib.import_module, figures.TOPICS.values())
+    found = [m for module in modules for m in module.MEASUREMENTS]
+    names = [name for m in found for name in m.bounds]
     assert len(names) == len(set(names))
-    assert len({m.name for m in rows.MEASUREMENTS}) == len(rows.MEASUREMENTS)
-    for m in rows.MEASUREMENTS:
+    assert len({m.name for m in found}) == len(found)
+    for m in found:
         assert all(figures.keeps(0.0, bound) in (True, False) for bound in m.bounds.values())
         assert all(any(figures.ROOT.glob(pattern)) for pattern in m.inputs), m.name
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..first_step import at_first_step
 from ..skeleton.rows import CODE, Bench, Measurement
 
 PICTURES, PX = 500, 512
@@ -22,7 +23,7 @@ MANY, TINY_PX = 100_000, 16
 MANY_MEMORY_BYTES = 2**24
 STEPS = 300
 MINUTE_NS = 60 * 10**9
-FILES = (*CODE, "benchmarks/data/*.py", "nodes/dataset.py")
+FILES = (*CODE, "benchmarks/data/*.py", "benchmarks/first_step.py", "nodes/dataset.py")
 
 
 @contextmanager
@@ -79,35 +80,18 @@ def age(path: Path) -> None:
     os.utime(path, ns=(then, then))
 
 
-class Begun(Exception):
-    """The first step begins."""
-
-
 def start(wires: tuple[Any, Any, Any], where: Path) -> float:
     """Seconds from the reading of the folder to the first step."""
-    from graft.host import engine
-    from graft.trainers.loop import Loop
+    from graft.host.engine import Request
     from graft.trainers.objectives import Objective
     from graft.trainers.plan import Plan
 
     begun = time.perf_counter()
     dataset = read(where)
-    request = engine.Request(
+    request = Request(
         wires[0], dataset, wires[2], wires[1], plan=Plan(1), objective=Objective(preserve=0.0)
     )
-    real = Loop.run
-
-    def begin(loop: Loop) -> bool:
-        raise Begun
-
-    Loop.run = begin  # type: ignore[method-assign]
-    try:
-        engine.train(request)
-    except Begun:
-        return time.perf_counter() - begun
-    finally:
-        Loop.run = real  # type: ignore[method-assign]
-    raise RuntimeError("the loop was never run")
+    return at_first_step(request, lambda loop: time.perf_counter() - begun)
 
 
 def read(where: Path) -> Any:
