@@ -82,16 +82,17 @@ class _Run:
             request = self.request = replace(request, model=sampling.zero_terminal(request.model))
         self.model = identity.model_digest(request.model)
         self.digests = Digests(paths.cache_folder() / "files")
-        self.dataset = request.dataset.digest(self.digests.picture)
+        contents = (self.digests.picture, self.digests.mask)  # what an unchanged file is known by
+        self.dataset = request.dataset.digest(*contents)
         self.notes = list(request.dataset.warnings)
         if request.state is not None:
             self.notes += check_state(request.state, request, self.model)
         begun = request.state and (request.state.step, request.state.total_steps)
         settings: tuple[Any, ...] = (request.settings, request.plan, begun)
         if request.validation is not None:
-            held_out, digest = request.validation, self.digests.picture
-            settings += (held_out.digest(digest),)
-            self.notes += health.notes(request.dataset, held_out, request.plan, digest)
+            held_out = request.validation
+            settings += (held_out.digest(*contents),)
+            self.notes += health.notes(request.dataset, held_out, request.plan, contents[0])
         self.run = identity.run_id(self.model, self.dataset, *settings)
         paths.check_writable(paths.loras_folder())
         paths.check_writable(paths.run_folder(self.run))

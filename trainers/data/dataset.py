@@ -261,13 +261,18 @@ class Dataset:
         """The dataset without its class images."""
         return replace(self, classes=None, class_weight=1.0)
 
-    def digest(self, picture_digest: Callable[[Item], str] = Item.picture_digest) -> str:
+    def digest(
+        self,
+        picture_digest: Callable[[Item], str] = Item.picture_digest,
+        mask_digest: Callable[[Item], str] = Item.mask_digest,
+    ) -> str:
         """Hash pictures, captions, masks, their order, and every setting that training depends on.
 
         File names, folders and times do not count: a copy of a folder has its digest.
 
         Args:
             picture_digest: Hashes the contents of a picture; another one may remember them.
+            mask_digest: Likewise those of its mask.
 
         Returns:
             A SHA-256 in hexadecimal.
@@ -276,14 +281,14 @@ class Dataset:
             OSError: A file cannot be read.
         """
         if self.parts:
-            parts = [part.digest(picture_digest).encode() for part in self.parts]
+            parts = [part.digest(picture_digest, mask_digest).encode() for part in self.parts]
         else:
             settings = (self.trigger, self.resolution, self.crops, self.captioning, self.framing)
             parts = [repr(settings).encode()]
             for item in self.items:
-                facts = (item.captions, item.repeats, item.weight, item.label, item.mask_digest())
+                facts = (item.captions, item.repeats, item.weight, item.label, mask_digest(item))
                 parts += [picture_digest(item).encode(), repr(facts).encode()]
-        classes = "" if self.classes is None else self.classes.digest(picture_digest)
+        classes = "" if self.classes is None else self.classes.digest(picture_digest, mask_digest)
         whole = (len(self.parts), self.labels, classes, self.class_weight if classes else None)
         return sha(b"graft dataset 3", repr(whole).encode(), *parts)
 

@@ -192,7 +192,9 @@ def test_contents_may_be_remembered_for_the_digest():
     items = [Item("a", pixels=torch.rand(32, 32, 3)) for _ in range(2)]
     known = {id(item): item.picture_digest() for item in items}
     whole = join([Dataset(items[:1]), Dataset(items[1:])])
-    assert whole.digest(lambda item: known[id(item)]) == whole.digest()
+    masks = {id(item): item.mask_digest() for item in whole.items}
+    found = whole.digest(lambda item: known[id(item)], lambda item: masks.pop(id(item)))
+    assert found == whole.digest() and not masks
 
 
 def test_digest_keeps_neighbours_apart():
