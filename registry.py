@@ -20,9 +20,13 @@ _SCALARS = (bool, int, float, str)
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-def option(default: Any, tooltip: str, **limits: Any) -> Any:
-    """A dataclass field with a default, a tooltip and limits (``min``, ``max``, ``choices``)."""
-    return dataclasses.field(default=default, metadata={"tooltip": tooltip, **limits})
+def option(default: Any, tooltip: str, *, repr: bool = True, **limits: Any) -> Any:
+    """A dataclass field with a default, a tooltip and limits (``min``, ``max``, ``choices``).
+
+    Without ``repr`` it is no part of what tells one run from another: what is trained does not depend on it.
+    """
+    metadata = {"tooltip": tooltip, **limits}
+    return dataclasses.field(default=default, repr=repr, metadata=metadata)
 
 
 def check_limits(value: Any) -> None:

@@ -17,7 +17,7 @@ from ..adapters.file import AdapterFile
 from ..trainers.events import Ended, Sample, Started, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.monitor import Monitor
-from ..trainers.plan import Plan
+from ..trainers.plan import FRESH, Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import (
@@ -33,6 +33,7 @@ from . import (
     runs,
     sampling,
 )
+from .autosave import Autosave
 from .keeper import Keeper
 from .picture_index import Digests
 from .preparation import Preparation
@@ -82,27 +83,15 @@ class _Run:
             request = self.request = replace(request, model=sampling.zero_terminal(request.model))
         self.model = identity.model_digest(request.model)
         self.digests = Digests(paths.cache_folder() / "files")
-        contents = (self.digests.picture, self.digests.mask)  # what an unchanged file is known by
-        self.dataset = request.dataset.digest(*contents)
         self.notes = list(request.dataset.warnings)
-        if request.state is not None:
-            self.notes += check_state(request.state, request, self.model)
-        begun = request.state and (request.state.step, request.state.total_steps)
-        settings: tuple[Any, ...] = (request.settings, request.plan, begun)
-        if request.validation is not None:
-            held_out = request.validation
-            settings += (held_out.digest(*contents),)
-            self.notes += health.notes(request.dataset, held_out, request.plan, contents[0])
-        self.run = identity.run_id(self.model, self.dataset, *settings)
+        self.dataset, self.run = self._identify()
         paths.check_writable(paths.loras_folder())
-        paths.check_writable(paths.run_folder(self.run))
-        done = request.state.step if request.state else 0
-        self.sink = RunSink(
-            self.run,
-            request.node_id,
-            done + request.plan.steps,
-            workflow_id=request.workflow_id,
-        )
+        folder = paths.check_writable(paths.run_folder(self.run))
+        self.end = request.plan.steps + (request.state.step if request.state else 0)
+        self.autosave = Autosave(folder, request.plan)
+        self.is_same_run = self._continue()
+        request = self.request
+        self.sink = RunSink(self.run, request.node_id, self.end, workflow_id=request.workflow_id)
         self.keeper = Keeper(request, self.name, self.run, self.model, self.dataset, self.sink)
         self.images: torch.Tensor | None = None
         self.shown: comparison.Shown | None = None
@@ -110,6 +99,34 @@ class _Run:
         self.monitor: Monitor
         self.is_ready = self.is_announced = False
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
+
+    def _identify(self) -> tuple[str, str]:
+        """The digest of the dataset and the id of the run."""
+        request = self.request
+        contents = (self.digests.picture, self.digests.mask)  # what an unchanged file is known by
+        dataset = request.dataset.digest(*contents)
+        settings: tuple[Any, ...] = (request.settings, request.plan, identity.begun(request.state))
+        if request.state is not None:
+            self.notes += check_state(request.state, request, self.model)
+        if request.validation is not None:
+            held_out = request.validation
+            settings += (held_out.digest(*contents),)
+            self.notes += health.notes(request.dataset, held_out, request.plan, contents[0])
+        return dataset, identity.run_id(self.model, dataset, *settings)
+
+    def _continue(self) -> bool:
+        """Go on where this very run was cut off, if it was and the user has not chosen otherwise."""
+        if self.request.plan.when_found == FRESH:
+            self.autosave.forget()
+        found = self.autosave.found(self.notes.append)
+        if found is None:
+            return False
+        self.request = replace(self.request, state=found)
+        self.notes.append(
+            f"This run was cut off after step {found.step} and goes on from there; to begin anew, set when_found to "
+            f"'{FRESH}'."
+        )
+        return True
 
     def go(self) -> Outcome:
         """Train, then make the outputs; keep the work whatever happens."""
@@ -122,6 +139,7 @@ class _Run:
         finally:
             if self.is_ready:
                 del self.loop  # its callbacks hold this object: a cycle around the trained weights
+        self.autosave.forget()
         self.sink(Ended("done" if is_whole else "finished", outcome.report))
         return outcome
 
@@ -151,8 +169,7 @@ class _Run:
                 loop.monitor = monitor
                 loop.after = self._after(trained, prompts, prepared.size, data)
                 self._announce(trained, attached, prepared.facts)
-                before = request.state.validation if request.state else ()
-                monitor.begin(loop.step, loop.losses, before)
+                monitor.begin(request.state, is_same_run=self.is_same_run)
                 is_whole = loop.run()
                 monitor.finish(loop.step)
                 return is_whole
@@ -194,7 +211,7 @@ class _Run:
             poll=self._poll,
         )
         if request.state is not None:
-            loop.resume(request.state)
+            loop.resume(request.state, self.end if self.is_same_run else None)
         return loop
 
     def _announce(self, trained: Trainee, attached: Attached, facts: dict[str, Any]) -> None:
@@ -224,6 +241,8 @@ class _Run:
         settings = self.request.preview
 
         def after(step: int) -> None:
+            if self.autosave.is_due(step):
+                self.autosave.save(self._state(), self.sink)
             if runs.wants_save(self.run):
                 self.keeper.save_on_request(self.loop)
             if settings is not None and settings.due(step, self.loop.end):
@@ -274,18 +293,22 @@ class _Run:
         if not is_whole and not monitor.stopped:
             where += "\nfinished early on request: change a widget to train again"
         images, rows = self.images, tuple(monitor.rows)
-        state = replace(loop.state(), model=self.model, settings=request.settings, validation=rows)
         return Outcome(
             model=model,
             clip=request.clip,
             lora_model=result.lora_state_dict(adapter),
-            state=state,
+            state=self._state(),
             loss_map=health.loss_map(loop.losses, rows) | loop.record.columns(),
             images=plots.loss_plot(loop.losses, validation=rows) if images is None else images,
             adapter=adapter,
             report=self._report([report.text, *compared, *told], where),
             run=self.run,
         )
+
+    def _state(self) -> State:
+        """Where the run stands, as a value."""
+        own = {"model": self.model, "settings": self.request.settings}
+        return replace(self.loop.state(), **self.monitor.state(), **own)
 
     def _compare(self, model: Any) -> list[str]:
         """How near MODEL out comes to what the trainee drew at the end, as a line for the report."""
@@ -321,6 +344,8 @@ class _Run:
         if self.is_ready and self.loop.step > begun:
             best = self.monitor.worth_keeping(self.loop.step, isinstance(error, Diverged))
             text = f"{text} {self.keeper.rescue(self.loop, best)}".strip()
+            if self.autosave.save(self._state(), self.sink):
+                text = f"{text} Run it again unchanged, and it goes on from there."
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (text,)  # the type stays: the host looks at it
         self.sink(Ended("interrupted" if is_interrupt(error) else "error", text))

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from ..loaders import lora_file
+from ..trainers.state import State
+
 SAMPLE_BYTES = 4096
 
 
@@ -22,6 +25,13 @@ def run_id(model: str, dataset: str, *settings: Any) -> str:
     for part in (model, dataset, *map(repr, settings)):
         sha.update(part.encode() + b"\0")
     return sha.hexdigest()[:32]
+
+
+def begun(state: State | None) -> tuple[int, int, str] | None:
+    """What a run depends on of the state that it goes on from: step, length of the plan, and a hash of its weights."""
+    if state is None:
+        return None
+    return state.step, state.total_steps, lora_file.data_hash(state.adapter)
 
 
 def model_digest(model: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 from ..adapters.file import AdapterFile
 from ..trainers.events import Saved, Sink, Warned
 from ..trainers.loop import Diverged, Loop
-from ..trainers.monitor import Best
+from ..trainers.state import Best
 from . import paths, result
 from .request import Request
 

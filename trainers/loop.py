@@ -102,11 +102,12 @@ class Loop:
         self.total = self.plan.total_steps or self.plan.steps
         self.end = self.plan.steps
 
-    def resume(self, state: State) -> None:
+    def resume(self, state: State, end: int | None = None) -> None:
         """Continue from a state: its step, plan length, weights, optimizer and losses.
 
         Args:
             state: What ``state()`` gave.
+            end: The step to train to; ``plan.steps`` more by default.
 
         Raises:
             ValueError: The state's seed or layers are not those of this run.
@@ -121,8 +122,8 @@ class Loop:
             self.log_variance.load(state.log_variance)
         self.step, self.losses = state.step, list(state.losses)
         self.record = Record(state.record, state.step)
-        self.end = self.step + self.plan.steps
-        self.total = self.plan.total_steps or max(state.total_steps, state.step + self.plan.steps)
+        self.end = self.step + self.plan.steps if end is None else end
+        self.total = self.plan.total_steps or max(state.total_steps, self.end)
 
     def state(self) -> State:
         """The present state, as a value."""
@@ -142,7 +143,7 @@ class Loop:
         return self.stepper.averaged()
 
     def run(self) -> bool:
-        """Train ``plan.steps`` steps.
+        """Train up to the step ``end``.
 
         Returns:
             False when ``poll`` ended them early.
@@ -150,7 +151,6 @@ class Loop:
         Raises:
             Diverged: A loss or gradient was not finite; the weights are those before that step.
         """
-        self.end = self.step + self.plan.steps
         if self.step == 0:
             self.after(0)
         while self.step < self.end:

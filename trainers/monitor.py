@@ -6,9 +6,9 @@ does. Only ``readings`` may put other weights in for a while.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,6 +17,7 @@ from .divergence import Divergence
 from .drift import Drift
 from .events import Progress, Sink, Validated, Warned
 from .plan import Plan
+from .state import Best, State
 from .validation import Validator
 
 ZERO_STEPS = 10  # without any gradient until a run is ended
@@ -25,15 +26,6 @@ MARGIN = 2.0  # what the median training loss may rise by chance: see `Monitor.b
 
 class NothingLearned(RuntimeError):
     """All gradients are exactly 0, step after step."""
-
-
-@dataclass(frozen=True, eq=False)
-class Best:
-    """The weights after the step whose ``loss`` was least, as a file names them, on the CPU."""
-
-    step: int
-    loss: float
-    tensors: Mapping[str, torch.Tensor]
 
 
 class Monitor:
@@ -50,7 +42,8 @@ class Monitor:
         readings: Contexts under which the validation is made, by the name of the weights they put in. What is
             delivered comes last: its losses decide which state is the best.
         rows: Step and validation loss of what is delivered, oldest first.
-        best: The best state of this run; None before the first look.
+        best: The best weights; None before the first look.
+        looked: The step after which that was last judged; -1 before the first look.
         last: The change at the last look that measured it.
         stopped: Why the run was ended early; empty when it was not.
     """
@@ -75,38 +68,31 @@ class Monitor:
         self._divergence = Divergence(plan.stop_when_diverging)
         self._drift = Drift()
         self._without_gradient = 0
-        self._looked = -1
+        self.looked = -1
 
     @property
     def measure(self) -> str:
         """What the best state is chosen by."""
         return "median loss" if self._validator is None else "validation loss"
 
-    def begin(
-        self,
-        step: int,
-        losses: Sequence[float] = (),
-        rows: Sequence[tuple[int, float]] = (),
-    ) -> None:
+    def begin(self, state: State | None = None, *, is_same_run: bool = False) -> None:
         """Look at the model before the first step.
 
         Args:
-            step: Steps done already, in an earlier part of the run.
-            losses: Their losses.
-            rows: Their validations.
+            state: What the run goes on from.
+            is_same_run: Whether it is this very run that was cut off there: then nothing is looked at or forgiven that
+                the whole run would not have.
         """
-        self.rows = list(rows)
-        for loss in losses:
-            self._divergence.see(loss)
-        self._divergence.forgive()
-        if self._validator is None:
+        step = 0 if state is None else state.step
+        if state is not None:
+            self.rows, self.best, self.looked = list(state.validation), state.best, state.looked
+            for loss in state.losses:
+                self._divergence.see(loss)
+        if is_same_run:
             return
-        if not rows or rows[-1][0] != step:
+        self._divergence.forgive()
+        if self._validator is not None and (not self.rows or self.rows[-1][0] != step):
             self._look(step)
-        elif step > 0:
-            self._looked = step
-            with self.readings[self._delivered]():
-                self._keep(step, rows[-1][1])
 
     def __call__(self, event: Progress) -> bool:
         """Take one step's figures.
@@ -145,9 +131,13 @@ class Monitor:
             self._sink(Warned(self.stopped))
         return bool(self.stopped)
 
+    def state(self) -> dict[str, Any]:
+        """What a run that goes on needs of this, as fields of a ``State``."""
+        return {"validation": tuple(self.rows), "best": self.best, "looked": self.looked}
+
     def finish(self, step: int) -> None:
         """Look at what the run ends with after ``step`` steps, if that was not looked at yet."""
-        if step != self._looked:
+        if step != self.looked:
             self._look(step)
         if self._validator is None:
             self.last = self._change()
@@ -159,7 +149,7 @@ class Monitor:
         the last state counts as worse only when its loss is ``MARGIN`` times the best one.
         """
         best = self.best
-        if best is None or best.step == self._looked:
+        if best is None or best.step == self.looked:
             return None
         if self._validator is None:
             return best if self._divergence.level > MARGIN * best.loss else None
@@ -186,7 +176,7 @@ class Monitor:
 
     def _look(self, step: int) -> None:
         """Measure; keep the weights where they are better than ever. Untrained ones never are the best."""
-        self._looked = step
+        self.looked = step
         if self._validator is None:
             with self.readings[self._delivered]():
                 self._keep(step, self._divergence.level)

@@ -7,6 +7,7 @@ from ..registry import check_limits, option
 
 PRECISIONS = ("auto", "bf16", "fp32")
 CHECKPOINTING = ("auto", "on", "off")
+CONTINUE, FRESH = "continue", "start fresh"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,27 @@ class Plan:
         "above where it began; 0 never does.",
         min=0.0,
         max=1e9,
+    )
+
+    autosave_minutes: float = option(
+        10.0,
+        "Minutes between two states written to output/graft, from which a run goes on that was cut off; 0 writes none.",
+        repr=False,
+        min=0.0,
+        max=10_000.0,
+    )
+    autosave_every: int = option(
+        0, "Steps between two such states; 0 goes by minutes alone.", repr=False, min=0
+    )
+    keep_states: int = option(
+        2, "How many of these states are kept; a whole run removes them.", repr=False, min=1
+    )
+    when_found: str = option(
+        CONTINUE,
+        "What to do where the very same run was cut off: go on where it was, which gives what it would have given, or "
+        "start fresh.",
+        repr=False,
+        choices=(CONTINUE, FRESH),
     )
 
     def __post_init__(self) -> None:

@@ -11,6 +11,15 @@ from .record import Row
 
 
 @dataclass(frozen=True, eq=False)
+class Best:
+    """The weights after the step whose ``loss`` was least, as a file names them, on the CPU."""
+
+    step: int
+    loss: float
+    tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class State:
     """Where a run stands after ``step`` of ``total_steps``.
 
@@ -20,7 +29,8 @@ class State:
     running numbers of groups of parameters, for the optimizers named in ``algorithm`` that have such;
     ``ema`` are the averaged weights per parameter name after ``ema_updates``, empty without them. ``record`` has the
     noise levels and losses of the pictures of every step. ``validation`` has
-    step and loss of the held-out pictures. ``log_variance`` is what the objective has learned, where it learns.
+    step and loss of the held-out pictures. ``log_variance`` is what the objective has learned, where it learns. ``best`` are
+    the best weights so far, and ``looked`` is the step after which that was last judged.
     """
 
     step: int
@@ -38,6 +48,8 @@ class State:
     record: tuple[Row, ...] = ()
     validation: tuple[tuple[int, float], ...] = ()
     log_variance: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    best: Best | None = None
+    looked: int = -1
 
 
 def optimizer_state(

@@ -66,7 +66,7 @@ def train(*args, **kwargs):
 
 
 def digests(folder):
-    files = sorted(folder.rglob("*.safetensors"))
+    files = sorted(set(folder.rglob("*.safetensors")) - set(folder.rglob("*.state.safetensors")))
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files

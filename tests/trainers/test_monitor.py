@@ -2,6 +2,7 @@
 """The monitor: it changes nothing, it keeps the best, and it ends runs for a reason only."""
 
 import contextlib
+import dataclasses
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from graft.trainers.events import Progress, Validated, Warned
 from graft.trainers.loop import Diverged
 from graft.trainers.monitor import MARGIN, ZERO_STEPS, Monitor, NothingLearned
 from graft.trainers.plan import Plan
+from graft.trainers.state import State
 from graft.trainers.validation import Validator
 from tests.trainers.test_loop import make
 from tests.trainers.toy import ToyData
@@ -45,8 +47,8 @@ def drive(watch, steps, loss=0.1, norm=1.0, first=1, total=1000):
     return first + steps - 1
 
 
-def watched(steps=12, every=4, seed=3, part=None, state=None, **settings):
-    """A toy run with everything on; returns loop, monitor and events."""
+def watched(steps=12, every=4, seed=3, part=None, state=None, end=None, kept=None, **settings):
+    """A toy run with everything on; returns loop, monitor and events. ``kept`` gets the states after its steps."""
     loop, told = make(steps=part or steps, total_steps=steps, seed=seed, **settings), []
     data = ToyData(count=3, preserve=0.0)
     data.clean = data.clean * 0.7 + 0.2
@@ -55,8 +57,12 @@ def watched(steps=12, every=4, seed=3, part=None, state=None, **settings):
     measure = Measure(loop.denoiser.network, loop.network.layers)
     loop.monitor = Monitor(loop.network.tensors, plan, told.append, validator, measure)
     if state is not None:
-        loop.resume(state)
-    loop.monitor.begin(loop.step, loop.losses)
+        loop.resume(state, end)
+    if kept is not None:
+        loop.after = lambda step: kept.append(
+            dataclasses.replace(loop.state(), **loop.monitor.state())
+        )
+    loop.monitor.begin(state, is_same_run=end is not None)
     loop.run()
     loop.monitor.finish(loop.step)
     return loop, loop.monitor, told
@@ -109,7 +115,7 @@ def test_the_best_state_is_that_of_its_step():
 
 def test_the_untrained_model_is_told_but_never_the_best():
     watch = monitor([0.1, 0.5, 0.4, 0.45])
-    watch.begin(0)
+    watch.begin()
     drive(watch, 30)
     assert watch.rows[0] == (0, pytest.approx(0.1))
     assert watch.best.step == 20 and watch.better() is watch.best
@@ -117,7 +123,7 @@ def test_the_untrained_model_is_told_but_never_the_best():
 
 def test_the_last_state_is_not_kept_twice():
     watch = monitor([0.5, 0.4, 0.3])
-    watch.begin(0)
+    watch.begin()
     drive(watch, 20)
     watch.finish(20)
     assert watch.best.step == 20 and watch.better() is None
@@ -126,7 +132,7 @@ def test_the_last_state_is_not_kept_twice():
 
 def test_an_end_between_two_looks_is_looked_at():
     watch = monitor([0.5, 0.4, 0.6])
-    watch.begin(0)
+    watch.begin()
     drive(watch, 15)
     watch.finish(15)
     assert [step for step, _ in watch.rows] == [0, 10, 15]
@@ -137,7 +143,7 @@ def test_patience_ends_a_run_after_so_many_looks_without_a_better_one():
     """The best is the second look, at step 20; three looks later it is 50."""
     told = []
     watch = monitor([0.9, 0.5, 0.4, 0.41, 0.42, 0.43, 0.1], patience=3, told=told)
-    watch.begin(0)
+    watch.begin()
     assert drive(watch, 400) == 50
     assert "No better validation loss for 3 validations" in watch.stopped
     assert watch.better().step == 20
@@ -147,17 +153,30 @@ def test_patience_ends_a_run_after_so_many_looks_without_a_better_one():
 def test_patience_is_off_at_first_and_counts_what_came_before():
     series = [0.9, 0.5, 0.6]
     watch = monitor(series)
-    watch.begin(0)
+    watch.begin()
     assert drive(watch, 300) == 300 and not watch.stopped
     watch = monitor([0.6], patience=4)
-    watch.begin(30, [0.1] * 30, [(0, 0.9), (10, 0.5), (20, 0.6), (30, 0.6)])
+    rows = ((0, 0.9), (10, 0.5), (20, 0.6), (30, 0.6))
+    watch.begin(State(30, 300, 0, {}, {}, losses=(0.1,) * 30, validation=rows))
     assert drive(watch, 300, first=31) == 50
+
+
+@pytest.mark.parametrize("cut", [3, 4, 11])
+def test_a_run_that_was_cut_off_judges_as_the_whole_one(cut):
+    states = []
+    whole_loop, whole, _ = watched(kept=states)
+    loop, found, told = watched(state=states[cut], end=12)
+    assert loop.losses == whole_loop.losses and loop.end == 12
+    assert (found.rows, found.looked, found.stopped) == (whole.rows, whole.looked, whole.stopped)
+    assert (found.best.step, found.best.loss) == (whole.best.step, whole.best.loss)
+    assert all(torch.equal(v, whole.best.tensors[k]) for k, v in found.best.tensors.items())
+    assert [e.step for e in told if isinstance(e, Validated)] == [s for s in (4, 8, 12) if s > cut]
 
 
 def test_a_better_look_counts_anew():
     losses = [0.9, 0.5, 0.51, 0.52, 0.4, 0.41, 0.42, 0.43]
     watch = monitor(losses, patience=3)
-    watch.begin(0)
+    watch.begin()
     assert drive(watch, 300) == 70
 
 
@@ -165,7 +184,7 @@ def test_a_diverging_run_ends_and_the_best_is_from_before():
     """0.1 for 200 steps, then 10: the 25th of them lifts the median, and it stays so for 50 steps."""
     count = iter(range(10**6))
     watch = monitor(weights=lambda: {"w": torch.tensor([float(next(count))])})
-    watch.begin(0)
+    watch.begin()
     ended = drive(watch, 900, loss=lambda step: 0.1 + step * 1e-9 if step <= 200 else 10.0)
     assert ended == 200 + 25 + 49
     watch.finish(ended)
@@ -180,7 +199,7 @@ def test_a_healthy_run_is_not_ended_nor_its_last_state_called_worse(seed):
     generator = torch.Generator().manual_seed(seed)
     losses = (torch.randn(1000, generator=generator).exp() * 0.05).tolist()
     watch = monitor(validate_every=50)
-    watch.begin(0)
+    watch.begin()
     assert drive(watch, 999, loss=lambda step: losses[step]) == 999
     watch.finish(999)
     assert watch.best.step >= 50 and watch.better() is None
@@ -191,7 +210,7 @@ def test_a_healthy_run_is_not_ended_nor_its_last_state_called_worse(seed):
 
 def test_the_last_step_is_the_end_and_no_stop():
     watch = monitor([0.5, 0.4, 0.6], patience=1)
-    watch.begin(0)
+    watch.begin()
     assert drive(watch, 20, total=20) == 20
     assert not watch.stopped
 
@@ -221,21 +240,21 @@ def test_a_model_that_does_not_hear_its_adapter_is_stopped():
 def test_weights_that_are_not_finite_are_not_kept():
     weights = [torch.tensor([1.0]), torch.tensor([math.nan])]
     watch = monitor([0.9, 0.5, 0.4], weights=lambda: {"w": weights.pop(0)})
-    watch.begin(0)
+    watch.begin()
     drive(watch, 20)
     assert watch.best.step == 10
 
 
 def test_a_loss_that_is_no_number_is_never_the_best():
     watch = monitor([0.9, 0.5, math.nan, math.nan], patience=2)
-    watch.begin(0)
+    watch.begin()
     assert drive(watch, 100) == 30
     assert watch.best.step == 10 and watch.better() is watch.best
 
 
 def test_what_a_nan_ends_leaves_the_best_of_another_step():
     watch = monitor([0.9, 0.5, 0.6])
-    watch.begin(0)
+    watch.begin()
     drive(watch, 20)
     assert watch.worth_keeping(25, is_diverged=True).step == 10
     assert watch.worth_keeping(10, is_diverged=True) is None
@@ -266,7 +285,7 @@ def test_other_weights_are_read_under_their_context_and_decide():
     copy = lambda: {"w": weights["w"].clone()}  # noqa: E731
     watch = Monitor(copy, plan, told.append, validator, change)
     watch.readings["ema"] = applied
-    watch.begin(0)
+    watch.begin()
     drive(watch, 10)
     assert [(e.step, e.weights, e.loss) for e in told] == [
         (0, "raw", 4.0), (0, "ema", 2.0), (10, "raw", 4.0), (10, "ema", 2.0),
