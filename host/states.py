@@ -25,8 +25,13 @@ def names() -> list[str]:
     """The files of states below ``output/graft``, in the order of their names; read anew each time."""
     base = paths.inside(paths.output_folder(), "graft")
     found = [*base.glob(f"states/*{SUFFIX}"), *base.glob(f"*/*{SUFFIX}")] if base.is_dir() else []
-    listed = {path.relative_to(base).as_posix() for path in found if path.is_file()}
+    listed = {name_of(path) for path in found if path.is_file()}
     return sorted(listed, key=lambda name: (not name.startswith("states/"), name.casefold()))
+
+
+def name_of(path: Path) -> str:
+    """What ``names`` calls the file of a state."""
+    return paths.relative_to_output(path).removeprefix("graft/")
 
 
 def find(name: str) -> Path:
@@ -87,7 +92,7 @@ def load(path: Path) -> State:
     text = read.metadata.get(_STATE)
     if text is None:
         raise ValueError(
-            f"'{path.name}' is no training state: a LoRA is loaded with Load LoRA, and a state is what Save State wrote."
+            f"'{path.name}' is no training state: Load LoRA loads a LoRA; a state is what Save State wrote."
         )
     if _checksum(read.tensors, text) != read.metadata.get(_CHECKSUM):
         raise ValueError(

@@ -19,6 +19,7 @@ MODULES = (
     "train",
     "recipes",
     "save",
+    "state",
     "reports",
 )
 _log = logging.getLogger(__name__)

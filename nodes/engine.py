@@ -6,7 +6,16 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import engine, paths
-from .schema import GraftAdapter, GraftDataset, GraftPreviewType, GraftState, output, socket
+from ..trainers.plan import Plan
+from .schema import (
+    GraftAdapter,
+    GraftDataset,
+    GraftPreviewType,
+    GraftState,
+    field,
+    output,
+    socket,
+)
 
 HIDDEN = (io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo)
 LORA_NAME = "What the LoRA is called, and the name of its file in output/loras. No folders."
@@ -71,6 +80,12 @@ def sockets(*names: str, optional: bool = False) -> list[Any]:
     """Sockets of ``WIRES``, ``EXTRAS`` and ``LATER``, in the order of ``names``."""
     known = WIRES | EXTRAS | LATER
     return [socket(known[n][0], n, known[n][1], optional=optional) for n in names]
+
+
+def keeping(*names: str) -> list[Any]:
+    """Widgets of what is kept while a run goes on: ``when_found``, then others of the plan's fields."""
+    more = [field(Plan, name, optional=True, advanced=True) for name in names]
+    return [field(Plan, "when_found", optional=True), *more]
 
 
 def check_name(name: str | None) -> bool | str:

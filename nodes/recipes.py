@@ -11,7 +11,7 @@ from ..trainers.data.order import Order
 from ..trainers.objectives import WEIGHTS, Objective
 from ..trainers.optimizers import SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
-from ..trainers.plan import Plan
+from ..trainers.plan import CONTINUE, Plan
 from .config import PRESERVE_PROMPTS, lines
 from .engine import (
     EXTRAS,
@@ -21,11 +21,12 @@ from .engine import (
     RUN_SEED,
     WIRES,
     check_name,
+    keeping,
     outputs,
     sockets,
     train,
 )
-from .schema import choice, field, schema, seed, text, whole
+from .schema import choice, field, schema, seed, taken, text, whole
 
 STEPS, PER_IMAGE, EPOCHS = "steps", "steps per image", "epochs"
 
@@ -97,6 +98,7 @@ class TrainLora(io.ComfyNode):
                     advanced=True,
                 ),
                 *sockets(*LATER, optional=True),
+                *keeping("autosave_minutes"),
             ],
             outputs=outputs(),
         )
@@ -133,15 +135,11 @@ class TrainLora(io.ComfyNode):
         sigmas: Any = None,
         state: Any = None,
         validation: Any = None,
+        when_found: str = CONTINUE,
+        autosave_minutes: float = 10.0,
     ) -> io.NodeOutput:
-        plan = Plan(
-            steps_for(steps, steps_unit, dataset, batch_size, accumulate),
-            batch_size=batch_size,
-            accumulate=accumulate,
-            seed=seed,
-            precision=precision,
-            checkpointing=checkpointing,
-        )
+        steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)
+        plan = Plan(**taken(Plan, locals()))
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         chosen = {
             "network": LoRA(rank, alpha, blocks),

@@ -3,6 +3,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -98,3 +99,8 @@ def field(settings: type, name: str, widget: str = "", **more: Any) -> Any:
         return choice(widget or name, tooltip, values.pop("choices"), default, **values)
     by_kind: dict[type, Any] = {bool: switch, int: whole, float: number, str: text}
     return by_kind[kind](widget or name, tooltip, default, **values)
+
+
+def taken(settings: type, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a node's inputs give for the fields of a dataclass that are called alike."""
+    return {f.name: inputs[f.name] for f in dataclasses.fields(settings) if f.name in inputs}

@@ -8,8 +8,19 @@ from comfy_api.latest import io
 from ..adapters.lora import LoRA
 from ..trainers.objectives import Objective
 from ..trainers.optimizers import Optimizer
-from ..trainers.plan import Plan
-from .engine import EXTRAS, HIDDEN, LATER, LORA_NAME, RUN_SEED, check_name, outputs, sockets, train
+from ..trainers.plan import CONTINUE, Plan
+from .engine import (
+    EXTRAS,
+    HIDDEN,
+    LATER,
+    LORA_NAME,
+    RUN_SEED,
+    check_name,
+    keeping,
+    outputs,
+    sockets,
+    train,
+)
 from .schema import (
     GraftNetworkType,
     GraftObjectiveType,
@@ -18,6 +29,7 @@ from .schema import (
     schema,
     seed,
     socket,
+    taken,
     text,
 )
 
@@ -80,6 +92,7 @@ class Train(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
+                *keeping("autosave_minutes", "autosave_every", "keep_states"),
             ],
             outputs=outputs(),
         )
@@ -115,20 +128,12 @@ class Train(io.ComfyNode):
         validate_every: int = 50,
         patience: int = 0,
         stop_when_diverging: float = 5.0,
+        when_found: str = CONTINUE,
+        autosave_minutes: float = 10.0,
+        autosave_every: int = 0,
+        keep_states: int = 2,
     ) -> io.NodeOutput:
-        plan = Plan(
-            steps,
-            total_steps,
-            batch_size,
-            accumulate,
-            seed,
-            max_grad_norm,
-            precision,
-            checkpointing,
-            validate_every=validate_every,
-            patience=patience,
-            stop_when_diverging=stop_when_diverging,
-        )
+        plan = Plan(**taken(Plan, locals()))
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         chosen = {
             "network": network or LoRA(),

@@ -59,10 +59,18 @@ class Plan:
         max=10_000.0,
     )
     autosave_every: int = option(
-        0, "Steps between two such states; 0 goes by minutes alone.", repr=False, min=0
+        0,
+        "Steps between two such states; 0 goes by minutes alone.",
+        repr=False,
+        min=0,
+        max=10_000_000,
     )
     keep_states: int = option(
-        2, "How many of these states are kept; a whole run removes them.", repr=False, min=1
+        2,
+        "How many of these states are kept; a whole run removes them.",
+        repr=False,
+        min=1,
+        max=1000,
     )
     when_found: str = option(
         CONTINUE,

@@ -35,7 +35,7 @@ def trained(name="adamw", **settings):
     loop.run()
     best = Best(2, 0.25, loop.network.tensors())
     rows = ((0, 0.5), (2, 0.1 + 0.2))
-    own = {"model": "m", "settings": "s\u00e9t \"q\"", "best": best, "looked": 2}
+    own = {"model": "m", "settings": 's\u00e9t "q"', "best": best, "looked": 2}
     return dataclasses.replace(loop.state(), validation=rows, **own)
 
 
