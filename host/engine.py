@@ -16,7 +16,7 @@ from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
 from ..trainers.events import Ended, Sample, Started, Warned
 from ..trainers.loop import Diverged, Loop
-from ..trainers.monitor import Monitor
+from ..trainers.monitor import Monitor, NothingLearned
 from ..trainers.plan import FRESH, Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
@@ -87,7 +87,8 @@ class _Run:
         self.dataset, self.run = self._identify()
         paths.check_writable(paths.loras_folder())
         folder = paths.check_writable(paths.run_folder(self.run))
-        self.end = request.plan.steps + (request.state.step if request.state else 0)
+        self.begun = request.state.step if request.state else 0
+        self.end = self.begun + request.plan.steps
         self.autosave = Autosave(folder, request.plan)
         self.is_same_run = self._continue()
         request = self.request
@@ -224,10 +225,9 @@ class _Run:
         }
         self.sink(Started(loop.end, loop.step, dict(self.facts)))
         self.is_announced = True
-        for text in [*self.notes, *loop.optimizer.notes(loop.parameters)]:
-            self.sink(Warned(text))
-        if loop.end > loop.total:
-            text = f"The plan ends at step {loop.total}; the last learning rate holds after it."
+        settings = loop.optimizer
+        lengths = settings.notes_on_length(loop.end, loop.total)
+        for text in [*self.notes, *settings.notes(loop.parameters), *lengths]:
             self.sink(Warned(text))
 
     def _poll(self) -> bool:
@@ -340,11 +340,13 @@ class _Run:
     def _keep(self, error: BaseException) -> None:
         """Save what was learned before the run ended badly, and say so."""
         text = str(error)
-        begun = self.request.state.step if self.request.state else 0
-        if self.is_ready and self.loop.step > begun:
+        if self.is_ready and self.loop.step > self.begun:
             best = self.monitor.worth_keeping(self.loop.step, isinstance(error, Diverged))
             text = f"{text} {self.keeper.rescue(self.loop, best)}".strip()
-            if self.autosave.save(self._state(), self.sink):
+            where = self.autosave.save(self._state(), self.sink)
+            if where and isinstance(error, Diverged | NothingLearned):
+                text = f"{text} Load Training State has the state, {where}, to go on with other settings."
+            elif where:
                 text = f"{text} Run it again unchanged, and it goes on from there."
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (text,)  # the type stays: the host looks at it

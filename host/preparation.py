@@ -2,17 +2,18 @@
 """What a run trains on, made ready: pictures and texts encoded or found, and what keeps the model as it was."""
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from ..trainers.data.cache import Cache
 from ..trainers.objectives import INSTANCES
-from . import paths, preview
+from . import identity, paths, preview
 from .conditioning import Conditioner, family_check
 from .picture_index import Digests
 from .pictures import EncodedPictures
-from .priors import BaseText, prior_list, prior_prompts, sample_priors
+from .priors import BaseText, PriorPictures, prior_list, prior_prompts
 from .request import Request
 from .texts import EncodedTexts
 from .trainee import Trainee
@@ -60,6 +61,8 @@ class Preparation:
             self.held_out = EncodedPictures(request.validation, *wires, latents, digests)
         self.texts = EncodedTexts(request.clip, Cache(folder / "texts", warn))
         self._drawn = self._prior_texts()
+        base = (identity.model_digest(request.model), identity.clip_digest(request.clip))
+        self._prior_pictures = PriorPictures(Cache(folder / "priors", warn), *base)
         self._base_text = BaseText(dataset, request.objective) if self._on_instances else None
 
     @property
@@ -110,9 +113,11 @@ class Preparation:
         if self.classes is not None:
             priors.append(Prior(dataset.class_weight, classes=self.classes))
         if self._drawn:
-            begin = self._stage("sampling pictures to stay close to", len(self._drawn))
-            given = (request.vae, self.size, request.plan.seed, begin)
-            drawn = sample_priors(trained, self._drawn, self.texts, *given)
+            stage = functools.partial(
+                self._stage, "sampling pictures to stay close to", len(self._drawn)
+            )
+            given = (request.vae, self.size, request.plan.seed, stage)
+            drawn = self._prior_pictures.draw(trained, self._drawn, self.texts, *given)
             priors.append(Prior(preserve, drawn=Held(drawn)))
         if self._base_text is not None:
             priors.append(Prior(preserve, base_text=self._base_text))
@@ -140,10 +145,22 @@ class Preparation:
         if objective.preserve == 0 or self._on_instances:
             return ()
         priors = prior_prompts(dataset, objective.preserve_prompts)
-        if not any(priors):
+        trained = [text for text in objective.preserve_prompts if text and text not in priors]
+        if trained:
             self._warn(
-                "preserve has no other text than the empty one to hold on to: name the trigger in the dataset, "
-                "or give preserve_prompts; preserve 0 is faster."
+                f"preserve leaves out {len(trained)} of preserve_prompts that are captions of the dataset, too, and "
+                f"would pull against what is learned: {'; '.join(trained[:3])}."
+            )
+        if not any(priors):
+            what = "no other text than the empty one" if priors else "no text"
+            self._warn(
+                f"preserve has {what} to hold on to: name the trigger in the dataset, or give preserve_prompts; "
+                "preserve 0 is faster."
+            )
+        if self.classes is not None:
+            self._warn(
+                "Class images and preserve both keep the model as it was: preserve 0 leaves that to the class images, "
+                "and is faster."
             )
         return prior_list(priors)
 

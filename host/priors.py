@@ -10,7 +10,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ..trainers.data import Dataset
+from ..trainers.data.cache import Cache, key_of
+from ..trainers.data.tensor_files import Entry
 from ..trainers.objectives import Objective
 from ..trainers.preview import Preview
 from . import preview
@@ -23,19 +27,20 @@ EMPTY_EVERY = 8  # guidance compares with the empty prompt, so that has to stay 
 
 
 def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
-    """Texts on which the model shall stay as it is, the empty one among them.
+    """Texts on which the model shall stay as it is: the empty one among them, but none that is trained.
 
     Args:
         dataset: Its captions without the trigger, where nothing is given.
         given: The user's own prompts.
     """
-    if given:
-        return tuple(dict.fromkeys([*given, ""]))
     captions = _texts(dataset)
-    word = _triggers(dataset)
-    without = (" ".join(word.sub(" ", text).split()) for text in captions if word.search(text))
+    wanted = list(given)
+    if not given:
+        word = _triggers(dataset)
+        found = (text for text in captions if word.search(text))
+        wanted = [" ".join(word.sub(" ", text).split()) for text in found]
     # A prior that is a caption too would pull against what is learned.
-    return tuple(dict.fromkeys([*(text for text in without if text not in captions), ""]))
+    return tuple(dict.fromkeys(text for text in [*wanted, ""] if text not in captions))
 
 
 class BaseText:
@@ -83,35 +88,73 @@ def _triggers(dataset: Dataset) -> re.Pattern[str]:
 
 
 def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:
-    """The prompt of every prior picture: each in turn, one in eight the empty one, 8 to 48 in all."""
+    """The prompt of every prior picture: each in turn, one in eight the empty one if that is given, 8 to 48 in all."""
     named = [prompt for prompt in prompts if prompt]
     if not named:
-        return ("",) * LEAST
+        return ("",) * LEAST if prompts else ()
+    if "" not in prompts:
+        count = min(MOST, max(LEAST, len(named)))
+        return tuple(itertools.islice(itertools.cycle(named), count))
     count = min(MOST, max(LEAST, -(-len(named) * EMPTY_EVERY // (EMPTY_EVERY - 1))))
     turns = itertools.cycle(named)
     return tuple("" if i % EMPTY_EVERY == EMPTY_EVERY - 1 else next(turns) for i in range(count))
 
 
-def sample_priors(
+class PriorPictures:
+    """Pictures that the base model draws, once for all runs that stay close to the same.
+
+    Args:
+        cache: Where their latents are kept.
+        base: Digest of the MODEL on the wire, and of all else that they depend on beside what ``draw`` is given.
+    """
+
+    def __init__(self, cache: Cache, *base: str) -> None:
+        self._cache, self._base = cache, base
+
+    def draw(
+        self,
+        trained: Trainee,
+        prompts: Sequence[str],
+        texts: Mapping[str, Encoded],
+        vae: Any,
+        size: tuple[int, int],
+        seed: int,
+        stage: Callable[[], Callable[[int], None]],
+    ) -> list[tuple[Picture, str]]:
+        """Let the base model make a picture of each prompt, where it has not made them already.
+
+        Args:
+            trained: The trainee, without an adapter.
+            prompts: The prompts.
+            texts: Encodings of the prompts, and of the empty text, which guides away.
+            vae: The VAE on the wire, for the latents' size.
+            size: Width and height in pixels.
+            seed: Seed of the first picture; each has the next.
+            stage: Begins to count them; what it gives is called before several, with their number, and may raise.
+        """
+        how = (size, seed, str(trained.compute_dtype), trained.device.type)
+        key = key_of(*self._base, repr(how), *prompts)
+        kept = self._cache.get(key)
+        if kept is None:
+            latents = _drawn(trained, prompts, texts, vae, size, seed, stage())
+            kept = Entry({str(i): latent for i, latent in enumerate(latents)})
+            self._cache.put(key, kept)
+        width, height = size
+        return [
+            (Picture(kept.tensors[str(i)][None], size, (height, width), ((0, 0),)), prompt)
+            for i, prompt in enumerate(prompts)
+        ]
+
+
+def _drawn(
     trained: Trainee,
     prompts: Sequence[str],
     texts: Mapping[str, Encoded],
     vae: Any,
     size: tuple[int, int],
     seed: int,
-    poll: Callable[[int], None] = lambda count: None,
-) -> list[tuple[Picture, str]]:
-    """Let the base model make a picture of each prompt.
-
-    Args:
-        trained: The trainee, without an adapter.
-        prompts: The prompts.
-        texts: Encodings of the prompts, and of the empty text, which guides away.
-        vae: The VAE on the wire, for the latents' size.
-        size: Width and height in pixels.
-        seed: Seed of the first picture; each has the next.
-        poll: Called before several of them, with their number; may raise to interrupt.
-    """
+    poll: Callable[[int], None],
+) -> list[torch.Tensor]:
     is_distilled = trained.model.model_config.unet_config.get("guidance_embed", False)
     settings = Preview(
         tuple(prompts), cfg=1.0 if is_distilled else 4.0, scheduler="simple", seed=seed
@@ -119,7 +162,4 @@ def sample_priors(
     encoded = preview.Prompts(
         tuple(texts[prompt].conditioning() for prompt in prompts), texts[""].conditioning()
     )
-    latents = preview.sample_latents(trained, encoded, settings, vae, size, poll)
-    width, height = size
-    pictures = [Picture(one[None], size, (height, width), ((0, 0),)) for one in latents]
-    return list(zip(pictures, prompts, strict=True))
+    return preview.sample_latents(trained, encoded, settings, vae, size, poll)

@@ -200,11 +200,11 @@ class Loop:
                     base = self.denoiser(noised.x, noised.sigma, batch.cond)
                 noised = replace(noised, target=base.float())
             losses = self.objective.sample_loss(self.denoiser, noised, batch)
-            if not batch.use:
+            if batch.teaches:
                 self.record.note(noised.sigma, losses)
             minimized = losses
             if self.log_variance is not None:
-                minimized = self.log_variance.minimized(losses, noised.sigma, learns=not batch.use)
+                minimized = self.log_variance.minimized(losses, noised.sigma, learns=batch.teaches)
             yield batch.weight * losses, batch.weight * minimized
 
     def _update(self) -> float:

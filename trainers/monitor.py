@@ -68,6 +68,7 @@ class Monitor:
         self._divergence = Divergence(plan.stop_when_diverging)
         self._drift = Drift()
         self._without_gradient = 0
+        self._forgiven = 0  # rows that patience does not count
         self.looked = -1
 
     @property
@@ -91,6 +92,8 @@ class Monitor:
         if is_same_run:
             return
         self._divergence.forgive()
+        if self._is_out_of_patience():  # who goes on all the same has patience anew
+            self._forgiven = len(self.rows)
         if self._validator is not None and (not self.rows or self.rows[-1][0] != step):
             self._look(step)
 
@@ -122,7 +125,7 @@ class Monitor:
                 f"The training diverges: up to step {event.step} the median loss is {now:.4g}, its best was "
                 f"{best:.4g}. Lower the learning rate; stop_when_diverging 0 trains on."
             )
-        elif self._is_out_of_patience():
+        elif event.step == self.looked and self._is_out_of_patience():
             self.stopped = (
                 f"No better validation loss for {self._plan.patience} validations: ended at step {event.step}. "
                 "patience 0 trains on."
@@ -202,8 +205,11 @@ class Monitor:
             self.best = Best(step, loss, tensors)
 
     def _is_out_of_patience(self) -> bool:
-        rows = [(step, loss) for step, loss in self.rows if step > 0]
-        if self._validator is None or self._plan.patience == 0 or not rows:
+        """Whether too many looks on end were no better than the best."""
+        if self._validator is None or self._plan.patience == 0:
             return False
-        losses = [loss if math.isfinite(loss) else math.inf for _, loss in rows]
-        return len(losses) - 1 - losses.index(min(losses)) >= self._plan.patience
+        losses = [loss if math.isfinite(loss) else math.inf for step, loss in self.rows if step > 0]
+        if not losses:
+            return False
+        since = min(len(losses) - 1 - losses.index(min(losses)), len(self.rows) - self._forgiven)
+        return since >= self._plan.patience

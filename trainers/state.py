@@ -28,9 +28,9 @@ class State:
     the digest of what it was trained on, ``settings`` what it was trained with. ``groups`` are the
     running numbers of groups of parameters, for the optimizers named in ``algorithm`` that have such;
     ``ema`` are the averaged weights per parameter name after ``ema_updates``, empty without them. ``record`` has the
-    noise levels and losses of the pictures of every step. ``validation`` has
-    step and loss of the held-out pictures. ``log_variance`` is what the objective has learned, where it learns. ``best`` are
-    the best weights so far, and ``looked`` is the step after which that was last judged.
+    noise levels and losses of the pictures of every step. ``validation`` has step and loss of the held-out pictures.
+    ``log_variance`` is what the objective has learned, where it learns. ``best`` are the best weights so far, and
+    ``looked`` is the step after which that was last judged.
     """
 
     step: int

@@ -84,6 +84,18 @@ def test_a_run_that_failed_goes_on_and_equals_the_whole_one(request_of, output, 
     assert kept == (whole.adapter.metadata, whole.state.validation, whole.state.total_steps)
 
 
+def test_a_run_that_fell_apart_is_not_told_to_do_so_again(request_of, output, monkeypatch):
+    from graft.trainers.loop import Diverged
+
+    for _ in range(2):
+        cut_after(monkeypatch, 3, Diverged)
+        with pytest.raises(
+            Diverged, match="kept in .*Load Training State has .*step_000003"
+        ) as told:
+            train(request_of())
+        assert "unchanged" not in str(told.value)
+
+
 def test_other_settings_begin_anew_and_what_changes_nothing_does_not(
     request_of, output, monkeypatch
 ):

@@ -445,13 +445,11 @@ def test_what_comes_before_the_first_step_is_counted_in_the_node(wires, output, 
 
 def test_preservation_holds_on_to_pictures_of_the_base(wires, output, monkeypatch):
     """8 pictures of the base are made, equal runs are equal, and a run in two parts equals one."""
-    from graft.host import preparation
+    from graft.host.priors import PriorPictures
     from graft.trainers.objectives import Objective
 
-    real, made = preparation.sample_priors, []
-    monkeypatch.setattr(
-        preparation, "sample_priors", lambda *args: made.append(real(*args)) or made[-1]
-    )
+    real, made = PriorPictures.draw, []
+    monkeypatch.setattr(PriorPictures, "draw", lambda *args: made.append(real(*args)) or made[-1])
     whole = train(wires, steps=2, preserve=1.0)
     assert len(made[0]) == 8
     assert made[0][0][0].latents.shape == (1, 4, 8, 8)

@@ -146,23 +146,54 @@ def test_class_images_add_their_plain_loss_times_their_weight(wires, output):
     assert plain[0] != pytest.approx(losses[0.0], rel=1e-3)
 
 
-def test_preserving_on_instances_is_nothing_at_the_start_and_holds_later(wires, output):
+def test_preserving_on_instances_is_nothing_at_the_start_and_holds_later(
+    wires, output, monkeypatch
+):
     """dW = 0 before the first step, so the base and the trainee agree; a large weight keeps dW small."""
-    from graft.host import preparation
+    from graft.host import preview
 
-    drawn = []
-    real, preparation.sample_priors = preparation.sample_priors, lambda *a: drawn.append(a)
-    try:
-        free, _ = train(wires, varied(), steps=4)
-        kept, _ = train(wires, varied(), steps=4, preserve=1.0, preserve_on="instances")
-        held, _ = train(wires, varied(), steps=4, preserve=50.0, preserve_on="instances")
-    finally:
-        preparation.sample_priors = real
-    assert not drawn
+    monkeypatch.setattr(preview, "sample_latents", None)  # nothing is drawn
+    free, _ = train(wires, varied(), steps=4)
+    kept, _ = train(wires, varied(), steps=4, preserve=1.0, preserve_on="instances")
+    held, _ = train(wires, varied(), steps=4, preserve=50.0, preserve_on="instances")
+    assert [len(levels) for levels in kept.loss_map["sigma"]] == [4] * 4  # the pictures' alone
     assert kept.loss_map["loss"][0] == pytest.approx(free.loss_map["loss"][0], rel=1e-6)
     assert kept.loss_map["loss"][1:] != free.loss_map["loss"][1:]
     assert any(not torch.equal(v, kept.lora_model[k]) for k, v in free.lora_model.items())
     assert held.loss_map["loss"][0] == pytest.approx(free.loss_map["loss"][0], rel=1e-6)
+
+
+def test_pictures_to_stay_close_to_are_drawn_once(wires, output, monkeypatch):
+    from graft.host import preview
+
+    drawn, real = [], preview.sample_latents
+
+    def count(*args):
+        drawn.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(preview, "sample_latents", count)
+    prompts = {"preserve": 0.5, "preserve_prompts": ("a dog",)}
+    first, _ = train(wires, varied(), **prompts)
+    again, _ = train(wires, varied(), **prompts)
+    assert len(drawn) == 1 and same(first, again)
+    train(wires, varied(), preserve=0.5, preserve_prompts=("a cat",))
+    assert len(drawn) == 2
+    more = dataclasses.replace(varied(), items=varied().items[:3])
+    train(wires, more, plan=(2, 1), **prompts)
+    assert len(drawn) == 2  # they do not depend on the pictures
+
+
+def test_a_prompt_to_preserve_is_no_caption_of_the_training(wires, output):
+    """A prior that is a caption too would pull against what is learned; with caption dropout the empty text is one."""
+    from graft.host.priors import prior_prompts
+
+    dataset = varied()
+    caption = dataset.texts(0)[0]
+    assert "" in dataset.texts(0)
+    assert prior_prompts(dataset, ("a dog", caption)) == ("a dog",)
+    _, said = train(wires, dataset, steps=1, preserve=0.5, preserve_prompts=("a dog", caption))
+    assert any(caption in text and "preserve" in text for text in said)
 
 
 @pytest.mark.parametrize("trigger", ["", "wumpus"])

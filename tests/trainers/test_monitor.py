@@ -173,6 +173,13 @@ def test_a_run_that_was_cut_off_judges_as_the_whole_one(cut):
     assert [e.step for e in told if isinstance(e, Validated)] == [s for s in (4, 8, 12) if s > cut]
 
 
+def test_who_goes_on_after_the_end_of_patience_has_it_anew():
+    rows = ((0, 0.9), (10, 0.5), (20, 0.6), (30, 0.6))
+    watch = monitor([0.7], patience=2)
+    watch.begin(State(30, 300, 0, {}, {}, losses=(0.1,) * 30, validation=rows))
+    assert drive(watch, 300, first=31) == 50
+
+
 def test_a_better_look_counts_anew():
     losses = [0.9, 0.5, 0.51, 0.52, 0.4, 0.41, 0.42, 0.43]
     watch = monitor(losses, patience=3)

@@ -28,3 +28,8 @@ class Batch:
     keeps_base: bool = False
     plain: bool = False
     use: str = ""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether it is of the training pictures, and not of what keeps the model as it was."""
+        return not (self.use or self.keeps_base)

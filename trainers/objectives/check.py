@@ -26,7 +26,7 @@ def check(objective: Objective, model: Preconditioning, effective_batch: int = 0
     known = facts(model)
     for field, kind in _PARTS.items():
         _check_part(kind, getattr(objective, field), known)
-    if objective.zero_terminal:
+    if objective.zero_terminal or (known.family == "eps" and known.is_zero_terminal):
         check_zero_terminal(known)
     levels.quantile(
         objective.noise,
@@ -61,8 +61,8 @@ def check_zero_terminal(known: Facts) -> None:
         return
     why = {
         "eps": "at a level without any picture the noise is all that an eps network is asked for, so it learns "
-        "nothing of the picture there: set zero_terminal=false (offset noise helps with dark pictures), or connect a "
-        "v-prediction model",
+        "nothing of the picture there: set zero_terminal=false and take zsnr off the MODEL (offset noise helps with "
+        "dark pictures), or connect a v-prediction model",
         "flow": "its last level is noise alone already: set zero_terminal=false",
     }.get(known.family, "it has no table of levels to change: set zero_terminal=false")
     raise ValueError(f"zero_terminal does not go with {_model(known)}: {why}.")

@@ -15,6 +15,7 @@ import torch
 from ..random import generator
 
 FEATURES, RATE, BETAS = 128, 0.01, (0.9, 0.99)
+MOST = 20.0  # of |u|, a loss of 2e-9: a loss of exactly 0 has no logarithm
 _LEAST_SIGMA = 1e-4
 
 
@@ -36,7 +37,8 @@ class LogVariance:
         """u ``[B]`` for sigma ``[B]``."""
         level = sigma.float().clamp(min=_LEAST_SIGMA).log() / 4
         turns = level[:, None] * self._frequencies + self._phases
-        return (2 * torch.pi * turns).cos() @ self.weights * (2 / FEATURES) ** 0.5
+        u = (2 * torch.pi * turns).cos() @ self.weights * (2 / FEATURES) ** 0.5
+        return u.clamp(-MOST, MOST)
 
     def minimized(self, loss: torch.Tensor, sigma: torch.Tensor, *, learns: bool) -> torch.Tensor:
         """What is minimized in place of ``loss`` ``[B]`` at ``sigma`` ``[B]``.

@@ -239,6 +239,30 @@ class Optimizer:
                 said.append(f"{field} has no effect: nothing of that part is trained.")
         return said
 
+    def notes_on_length(self, end: int, total: int) -> list[str]:
+        """What the user should know about the course of the learning rate over a plan.
+
+        Args:
+            end: The step that is trained to.
+            total: Length of the plan.
+        """
+        said, warmup = [], getattr(self.schedule, "warmup", 0)
+        if warmup >= total:
+            most = max(self.factor(step, total) for step in (0, total - 1))
+            said.append(
+                f"The warm-up of {warmup} steps is longer than the plan of {total}: the learning rate comes to "
+                f"{most:.0%} of its peak."
+            )
+        if end > total:
+            last = self.lr(total, total)
+            rest = f"it holds up to step {end}"
+            if last == 0:
+                rest = f"nothing is learned up to step {end}. Set total_steps to the length of the whole"
+            said.append(
+                f"The plan ends at step {total} with a learning rate of {last:.3g}: {rest}."
+            )
+        return said
+
 
 def part_of(name: str) -> str:
     """Which part the trained parameter of this name belongs to."""

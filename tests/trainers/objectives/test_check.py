@@ -67,6 +67,13 @@ def test_zero_terminal_goes_with_a_v_model_with_a_table():
     check(Objective(zero_terminal=True), toy)
 
 
+def test_a_zero_terminal_table_of_the_wire_does_not_go_with_eps():
+    toy = Toy("eps")
+    toy.sigmas = torch.cat([toy.sigmas[:-1], torch.tensor([4518.76])])
+    with pytest.raises(ValueError, match="eps-prediction.*take zsnr off the MODEL"):
+        check(Objective(), toy)
+
+
 def test_stratified_levels_need_more_than_one_picture():
     with pytest.raises(ValueError, match="raise batch_size or accumulate"):
         check(Objective(stratified=True), Toy("eps"), 1)

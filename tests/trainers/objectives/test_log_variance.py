@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from graft.trainers.data.batch import Batch
 from graft.trainers.objectives.log_variance import LogVariance
 from tests.trainers.objectives.test_cuts import run
 
@@ -52,3 +53,19 @@ def test_the_loss_that_is_told_is_the_undivided_one_and_files_have_the_network_a
     assert learned.network.tensors().keys() == plain.network.tensors().keys()
     assert learned.state().log_variance["step"] == 3
     assert not plain.state().log_variance
+
+
+def test_what_keeps_the_model_is_no_picture_of_the_training():
+    """With the same draws, as where the base is compared on the training pictures themselves."""
+    plain = Batch(torch.zeros(1), None)
+    assert plain.teaches
+    assert not Batch(torch.zeros(1), None, keeps_base=True).teaches
+    assert not Batch(torch.zeros(1), None, use="class").teaches
+
+
+def test_a_loss_of_nothing_stays_a_number():
+    log_variance, sigma = LogVariance(CPU), torch.tensor([0.7])
+    with torch.no_grad():
+        log_variance.weights.fill_(-1e3)
+    loss = torch.zeros(1)
+    assert log_variance.minimized(loss, sigma, learns=True).abs() <= 20

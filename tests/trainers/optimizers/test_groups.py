@@ -6,6 +6,7 @@ import torch
 
 from graft.trainers.optimizers import Optimizer, part_of
 from graft.trainers.optimizers.adamw import AdamW
+from graft.trainers.optimizers.schedules.cosine import Cosine
 from graft.trainers.optimizers.schedules.linear import Linear
 from graft.trainers.stepping import Stepper
 
@@ -127,3 +128,14 @@ def test_the_text_of_the_defaults_does_not_change_as_settings_are_added():
         "schedule=Constant(warmup=0))"
     )
     assert repr(Optimizer(text_lr=0.5)).endswith("schedule=Constant(warmup=0), text_lr=0.5)")
+
+
+def test_a_plan_that_is_too_short_is_said():
+    cosine = Optimizer(AdamW(1e-3), Cosine(warmup=10))
+    assert cosine.notes_on_length(100, 100) == []
+    assert "warm-up of 10 steps is longer than the plan of 5" in cosine.notes_on_length(5, 5)[0]
+    assert "comes to 45% of its peak" in cosine.notes_on_length(5, 5)[0]  # 5 / 11
+    (note,) = cosine.notes_on_length(60, 30)
+    assert "step 30 with a learning rate of 0: nothing is learned up to step 60" in note
+    (note,) = Optimizer(AdamW(1e-3)).notes_on_length(60, 30)
+    assert "step 30 with a learning rate of 0.001: it holds up to step 60." in note

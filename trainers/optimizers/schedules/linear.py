@@ -22,5 +22,7 @@ class Linear:
         """The factor for ``step`` (from 0) of ``total``."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
-        left = (total - 1 - step) / max(1, total - 1 - self.warmup)
+        way = total - 1 - self.warmup
+        # A single step after the warm-up is at the peak, as with all others; the library has 0 here alone.
+        left = (total - 1 - step) / way if way > 0 else 1.0
         return self.floor + (1 - self.floor) * max(0.0, left)
