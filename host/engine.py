@@ -307,7 +307,7 @@ class _Run:
 
     def _state(self) -> State:
         """Where the run stands, as a value."""
-        own = {"model": self.model, "settings": self.request.settings}
+        own: dict[str, Any] = {"model": self.model, "settings": self.request.settings}
         return replace(self.loop.state(), **self.monitor.state(), **own)
 
     def _compare(self, model: Any) -> list[str]:
