@@ -245,6 +245,9 @@ class Optimizer:
         Args:
             end: The step that is trained to.
             total: Length of the plan.
+
+        Returns:
+            Sentences; none where all is well.
         """
         said, warmup = [], getattr(self.schedule, "warmup", 0)
         if warmup >= total:
