@@ -14,21 +14,17 @@ import torch
 
 from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
-from ..trainers.events import Ended, Sample, Started, Warned
+from ..trainers.events import Ended, Started, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.monitor import Monitor, NothingLearned
 from ..trainers.plan import FRESH, Plan
-from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import (
-    comparison,
     graph,
     health,
     identity,
     paths,
-    picture_rows,
     plots,
-    preview,
     result,
     runs,
     sampling,
@@ -37,8 +33,11 @@ from .autosave import Autosave
 from .keeper import Keeper
 from .picture_index import Digests
 from .preparation import Preparation
+from .previews import Previews
 from .progress import RunSink
 from .request import Request, check, check_state
+from .stopping import interrupt as _interrupt
+from .stopping import is_interrupt
 from .trainee import Trainee, trainee
 from .training_data import TrainingData
 
@@ -94,8 +93,6 @@ class _Run:
         request = self.request
         self.sink = RunSink(self.run, request.node_id, self.end, workflow_id=request.workflow_id)
         self.keeper = Keeper(request, self.name, self.run, self.model, self.dataset, self.sink)
-        self.images: torch.Tensor | None = None
-        self.shown: comparison.Shown | None = None
         self.loop: Loop
         self.monitor: Monitor
         self.is_ready = self.is_announced = False
@@ -148,7 +145,7 @@ class _Run:
         request = self.request
         prepared = Preparation(request, self.digests, self._stage, self._warn, _interrupt)
         prepared.encode()
-        prompts = preview.encode_prompts(request.clip, request.preview) if request.preview else None
+        self.previews = Previews(request, self.run, self.sink)
         self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
         with trainee(request.model, precision=request.plan.precision) as trained:
@@ -168,7 +165,7 @@ class _Run:
                     monitor.readings["averaged"] = loop.averaged
                 self.is_ready = True
                 loop.monitor = monitor
-                loop.after = self._after(trained, prompts, prepared.size, data)
+                loop.after = self._after(trained, prepared.size, data)
                 self._announce(trained, attached, prepared.facts)
                 monitor.begin(request.state, is_same_run=self.is_same_run)
                 is_whole = loop.run()
@@ -235,47 +232,19 @@ class _Run:
         return runs.wants_finish(self.run)
 
     def _after(
-        self, trained: Trainee, prompts: Any, size: tuple[int, int], data: TrainingData
+        self, trained: Trainee, size: tuple[int, int], data: TrainingData
     ) -> Callable[[int], None]:
-        """What happens between steps: previews, and a file when the user asks for one."""
-        settings = self.request.preview
+        """What happens between steps: states, previews, and a file when the user asks for one."""
 
         def after(step: int) -> None:
             if self.autosave.is_due(step):
                 self.autosave.save(self._state(), self.sink)
             if runs.wants_save(self.run):
                 self.keeper.save_on_request(self.loop)
-            if settings is not None and settings.due(step, self.loop.end):
-                self._preview(step, trained, prompts, settings, size, data)
+            if self.previews.is_due(step, self.loop.end):
+                self.previews.draw(step, trained, data, size, self.loop.averaged)
 
         return after
-
-    def _preview(
-        self,
-        step: int,
-        trained: Trainee,
-        prompts: Any,
-        settings: Preview,
-        size: tuple[int, int],
-        data: TrainingData,
-    ) -> None:
-        request = self.request
-        given = {"size": size, "sampler": request.sampler, "sigmas": request.sigmas}
-        try:
-            with self.loop.averaged():  # as MODEL out will be
-                images = preview.sample(trained, prompts, settings, request.vae, **given)
-                self.shown = comparison.Shown(step, prompts, settings, given, images[0])
-                if settings.rows == "all":
-                    rows = picture_rows.rows(trained, data, request.vae, request.plan.seed)
-                    images = picture_rows.sheet(rows, picture_rows.levels(trained.denoiser), images)
-            self.images = images
-            self.sink(Sample(step, preview.save_samples(self.images, self.run, step)))
-        except Exception as error:
-            if is_interrupt(error) or isinstance(error, preview.TraineeLost):
-                raise
-            _log.exception("The preview after step %d failed", step)
-            text = f"The preview after step {step} failed ({error}); training goes on."
-            self.sink(Warned(text))
 
     def _deliver(self, is_whole: bool) -> Outcome:
         loop, request, monitor = self.loop, self.request, self.monitor
@@ -288,11 +257,11 @@ class _Run:
         report = report or applied
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
-        compared = self._compare(model) if best is None else []
+        compared = self.previews.compare(model, loop.step) if best is None else []
         told = [*health.lines(monitor), *health.kept(monitor, self.keeper, loop)]
         if not is_whole and not monitor.stopped:
             where += "\nfinished early on request: change a widget to train again"
-        images, rows = self.images, tuple(monitor.rows)
+        images, rows = self.previews.images, tuple(monitor.rows)
         return Outcome(
             model=model,
             clip=request.clip,
@@ -309,20 +278,6 @@ class _Run:
         """Where the run stands, as a value."""
         own: dict[str, Any] = {"model": self.model, "settings": self.request.settings}
         return replace(self.loop.state(), **self.monitor.state(), **own)
-
-    def _compare(self, model: Any) -> list[str]:
-        """How near MODEL out comes to what the trainee drew at the end, as a line for the report."""
-        if self.shown is None or self.shown.step != self.loop.step:
-            return []
-        try:
-            off = comparison.difference(model, self.shown, self.request.vae)
-        except Exception as error:
-            if is_interrupt(error):
-                raise
-            _log.exception("MODEL out could not be compared with the last preview")
-            self.sink(Warned(f"MODEL out could not be compared with the last preview: {error}"))
-            return []
-        return [f"MODEL out gives the last preview's first picture within {off:.1g} of its range"]
 
     def _report(self, checks: Sequence[str], where: str) -> str:
         losses, facts = self.loop.losses, self.facts
@@ -366,18 +321,3 @@ def free_memory() -> float:
 
     device = comfy.model_management.get_torch_device()
     return round(comfy.model_management.get_free_memory(device) / 2**30, 2)
-
-
-def is_interrupt(error: BaseException) -> bool:
-    """Whether the user cancelled, as against a failure."""
-    import comfy.model_management
-
-    return isinstance(
-        error, comfy.model_management.InterruptProcessingException | KeyboardInterrupt
-    )
-
-
-def _interrupt() -> None:
-    import comfy.model_management
-
-    comfy.model_management.throw_exception_if_processing_interrupted()
