@@ -14,6 +14,7 @@ import torch
 
 from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
+from ..trainers.epochs import describe
 from ..trainers.events import Ended, Sample, Started, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.monitor import Monitor
@@ -88,7 +89,8 @@ class _Run:
         if request.state is not None:
             self.notes += check_state(request.state, request, self.model)
         begun = request.state and (request.state.step, request.state.total_steps)
-        settings: tuple[Any, ...] = (request.settings, request.plan, begun)
+        plan = replace(request.plan, save_every=0)  # its files are of the same run
+        settings: tuple[Any, ...] = (request.settings, plan, begun)
         if request.validation is not None:
             held_out = request.validation
             settings += (held_out.digest(*contents),)
@@ -226,6 +228,7 @@ class _Run:
         def after(step: int) -> None:
             if runs.wants_save(self.run):
                 self.keeper.save_on_request(self.loop)
+            self.keeper.save_every(self.loop)
             if settings is not None and settings.due(step, self.loop.end):
                 self._preview(step, trained, prompts, settings, size, data)
 
@@ -270,7 +273,8 @@ class _Run:
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
         compared = self._compare(model) if best is None else []
-        told = [*health.lines(monitor), *health.kept(monitor, self.keeper, loop)]
+        told = describe(loop.losses, loop.order.steps_per_epoch)
+        told += [*health.lines(monitor), *health.kept(monitor, self.keeper, loop)]
         if not is_whole and not monitor.stopped:
             where += "\nfinished early on request: change a widget to train again"
         images, rows = self.images, tuple(monitor.rows)

@@ -97,6 +97,7 @@ class TrainLora(io.ComfyNode):
                     advanced=True,
                 ),
                 *sockets(*LATER, optional=True),
+                field(Plan, "save_every", max=1_000_000, optional=True, advanced=True),
             ],
             outputs=outputs(),
         )
@@ -133,6 +134,7 @@ class TrainLora(io.ComfyNode):
         sigmas: Any = None,
         state: Any = None,
         validation: Any = None,
+        save_every: int = 0,
     ) -> io.NodeOutput:
         plan = Plan(
             steps_for(steps, steps_unit, dataset, batch_size, accumulate),
@@ -141,6 +143,7 @@ class TrainLora(io.ComfyNode):
             seed=seed,
             precision=precision,
             checkpointing=checkpointing,
+            save_every=save_every,
         )
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         chosen = {

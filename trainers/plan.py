@@ -49,6 +49,12 @@ class Plan:
         min=0.0,
         max=1e9,
     )
+    save_every: int = option(
+        0,
+        "Write the LoRA so far into output/loras after every so many steps, as name_step000500, say; 0 never does.",
+        min=0,
+        max=10_000_000,
+    )
 
     def __post_init__(self) -> None:
         check_limits(self)
