@@ -20,6 +20,7 @@ MODULES = (
     "recipes",
     "save",
     "reports",
+    "compare",
 )
 _log = logging.getLogger(__name__)
 
