@@ -206,6 +206,7 @@ class _Run:
             "trained parameters": sum(p.numel() for p in attached.parameters().values()),
             "precision": str(trained.compute_dtype).removeprefix("torch."),
             "device": str(trained.device),
+            "steps per epoch": loop.order.steps_per_epoch,
         }
         self.sink(Started(loop.end, loop.step, dict(self.facts)))
         self.is_announced = True

@@ -4,11 +4,13 @@
 A file's step is in its name: ``cat_step000500`` as Graft writes it, ``cat-step00000500`` as sd-scripts does.
 """
 
+import contextlib
 import logging
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..registry import unknown
@@ -81,8 +83,8 @@ def fingerprint(pattern: str) -> tuple[Any, ...]:
     rows = []
     for one in found:
         path = folder_paths.get_full_path("loras", one.file)
-        if path is not None:
-            status = os.stat(path)  # noqa: PTH116 - the host gives text
+        with contextlib.suppress(OSError, TypeError):  # it went away meanwhile
+            status = Path(path).stat()
             rows.append((one.file, status.st_size, status.st_mtime_ns))
     return tuple(rows)
 

@@ -8,16 +8,19 @@ from tests.host.test_engine import digests, output, request, train, wires  # noq
 pytestmark = pytest.mark.comfy
 
 
-def optimizer(**settings):
-    from graft.trainers.optimizers import Optimizer
-    from graft.trainers.optimizers.adamw import AdamW
+def optimizer(kind):
+    from graft.trainers.optimizers import OPTIMIZERS, Optimizer
 
-    return Optimizer(AdamW(0.01), **settings)
+    algorithm, _, average = kind.partition("+")
+    return Optimizer(OPTIMIZERS.get(algorithm)(lr=0.01), ema_decay=0.5 if average else 0.0)
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.5}])
-def test_each_file_is_that_of_a_run_that_ends_there(wires, output, settings):  # noqa: F811
-    given = {"optimizer": optimizer(**settings)}
+each = pytest.mark.parametrize("kind", ["adamw", "adamw+ema", "schedule-free-adamw"])
+
+
+@each
+def test_each_file_is_that_of_a_run_that_ends_there(wires, output, kind):  # noqa: F811
+    given = {"optimizer": optimizer(kind)}
     whole = train(wires, steps=5, plan={"save_every": 2, "total_steps": 5}, **given)
     made = digests(output / "loras")
     assert list(made) == ["graft_step000002.safetensors", "graft_step000004.safetensors"]
@@ -28,10 +31,11 @@ def test_each_file_is_that_of_a_run_that_ends_there(wires, output, settings):  #
     assert whole.run != ended.run
 
 
-def test_saving_does_not_change_what_is_trained_nor_which_run_it_is(wires, output):  # noqa: F811
-    plain = train(wires, optimizer=optimizer(ema_decay=0.9))
+@each
+def test_saving_does_not_change_what_is_trained_nor_which_run_it_is(wires, output, kind):  # noqa: F811
+    plain = train(wires, optimizer=optimizer(kind))
     first = digests(output)
-    saved = train(wires, plan={"save_every": 1}, optimizer=optimizer(ema_decay=0.9))
+    saved = train(wires, plan={"save_every": 1}, optimizer=optimizer(kind))
     assert saved.run == plain.run and saved.loss_map == plain.loss_map
     assert {name: digests(output)[name] for name in first} == first
     assert len(digests(output)) == len(first) + 4
@@ -94,3 +98,22 @@ def test_the_report_has_the_epochs(wires, output):  # noqa: F811
     epochs = [row for row in map(json.loads, rows) if row["kind"] == "epoch"]
     assert [(row["epoch"], row["step"]) for row in epochs] == [(1, 2), (2, 4)]
     assert [row["loss"] for row in epochs] == pytest.approx(means, rel=1e-12)
+
+
+def test_repeats_make_an_epoch_longer(wires, output):  # noqa: F811
+    """4 pictures, each 3 times, in batches of 2 are 6 steps; the node's unit counts the same."""
+    import dataclasses
+    import json
+
+    from graft.nodes.recipes import EPOCHS, steps_for
+    from tests.host.test_engine import dataset
+
+    data = dataset()
+    items = tuple(dataclasses.replace(item, repeats=3) for item in data.items)
+    data = dataclasses.replace(data, items=items)
+    steps = steps_for(1, EPOCHS, data, 2)
+    outcome = train(wires, steps=steps, dataset=data)
+    mean = sum(outcome.loss_map["loss"]) / 6
+    assert f"1 epoch of 6 steps, mean loss {mean:.4f}\n" in outcome.report
+    log = (output / "graft" / outcome.run / "log.jsonl").read_text(encoding="utf-8")
+    assert json.loads(log.splitlines()[0])["facts"]["steps per epoch"] == 6
