@@ -83,7 +83,9 @@ def fingerprint(pattern: str) -> tuple[Any, ...]:
     rows = []
     for one in found:
         path = folder_paths.get_full_path("loras", one.file)
-        with contextlib.suppress(OSError, TypeError):  # it went away meanwhile
+        if path is None:
+            continue
+        with contextlib.suppress(OSError):  # it went away meanwhile
             status = Path(path).stat()
             rows.append((one.file, status.st_size, status.st_mtime_ns))
     return tuple(rows)
