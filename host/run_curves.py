@@ -13,6 +13,7 @@ from ..registry import unknown
 from . import paths
 
 _ID = re.compile(r"[0-9a-f]{8,64}")
+_MOST_STEPS, _HUGE = 1_000_000_000, 1e300
 _FIRST_LINE = 2**16  # bytes in which the start of a run is told
 
 
@@ -193,13 +194,15 @@ def _read(log: Path, name: str) -> Curve:
     held_out: dict[int, float] = {}
     for row in _rows(log):
         kind, step, loss = row.get("kind"), row.get("step"), row.get("loss")
-        if not isinstance(step, int):
+        if not isinstance(step, int) or not 0 <= step <= _MOST_STEPS:
             continue
         if kind == "start":
             losses = {at: value for at, value in losses.items() if at <= step}
             held_out = {at: value for at, value in held_out.items() if at <= step and step}
         elif kind in ("progress", "validated"):
-            value = float(loss) if isinstance(loss, (int, float)) else math.nan
+            value = math.nan
+            if isinstance(loss, (int, float)) and abs(loss) < _HUGE:
+                value = float(loss)
             # Of several weights, what is delivered is measured last.
             (losses if kind == "progress" else held_out)[step] = value
     steps = tuple(sorted(losses))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..registry import check_limits, option
 from . import plots
 from .plots import GRID, INK, MUTED, PAPER, label, make_font, ticks, write
 from .run_curves import Curve
@@ -27,14 +28,22 @@ _FAR = 20  # in boxes: how far out a point may lie before its place is cut, as P
 
 @dataclass(frozen=True)
 class Limits:
-    """What the axis shows; a 0 for ``highest`` or ``last_step`` takes it from the runs."""
+    """What the axis shows."""
 
-    lowest: float = 0.0
-    highest: float = 0.0
-    first_step: int = 0
-    last_step: int = 0
+    lowest: float = option(0.0, "Loss at the bottom of the axis.", min=-1e9, max=1e9)
+    highest: float = option(
+        0.0, "Loss at the top of the axis; 0 takes what fits the runs.", min=-1e9, max=1e9
+    )
+    first_step: int = option(0, "Step at the left of the axis.", min=0, max=1_000_000_000)
+    last_step: int = option(
+        0,
+        "Step at the right of the axis; 0 takes that of the longest run.",
+        min=0,
+        max=1_000_000_000,
+    )
 
     def __post_init__(self) -> None:
+        check_limits(self)
         if self.highest and self.highest <= self.lowest:
             raise ValueError(
                 f"highest is {self.highest:g} and lowest {self.lowest:g}: highest must be above it, or 0 for what fits."

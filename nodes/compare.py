@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..host import graph, lora_list, run_curves
 from ..host.run_plot import COLORS, Limits, run_plot
-from .schema import GraftAdapter, number, output, schema, socket, text, whole
+from .schema import GraftAdapter, field, output, schema, socket, text, whole
 
 SOCKETS = ("loss_1", "loss_2", "loss_3", "loss_4")
 _NOT_WIRED = object()
@@ -107,20 +107,10 @@ class CompareRuns(io.ComfyNode):
                     "What the legend says, one a line: first the sockets, then the runs. Empty lines change nothing.",
                     multiline=True,
                 ),
-                number("lowest", "Loss at the bottom of the axis.", 0.0, min=-1e9),
-                number(
-                    "highest",
-                    "Loss at the top of the axis; 0 takes what fits the runs.",
-                    0.0,
-                    min=-1e9,
-                ),
-                whole("first_step", "Step at the left of the axis.", 0, min=0),
-                whole(
-                    "last_step",
-                    "Step at the right of the axis; 0 takes that of the longest run.",
-                    0,
-                    min=0,
-                ),
+                field(Limits, "lowest"),
+                field(Limits, "highest"),
+                field(Limits, "first_step"),
+                field(Limits, "last_step"),
                 whole(
                     "smoothing",
                     "Steps that the lines are smoothed over, the same for all; 0 takes a twentieth of the longest run.",

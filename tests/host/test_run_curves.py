@@ -124,6 +124,9 @@ def test_a_hostile_log_costs_nothing(logs):
         [
             {"kind": "progress", "step": "2", "loss": 1},
             {"kind": "progress", "step": 2, "loss": "x"},
+            {"kind": "progress", "step": 10**400, "loss": 1.0},
+            {"kind": "progress", "step": -5, "loss": 1.0},
+            {"kind": "validated", "step": 2, "loss": 10**400},
         ],
     )
     assert of_run("cat").steps == (1, 2)
@@ -262,6 +265,9 @@ def test_raw_losses_are_faint_behind_the_line():
     [
         ({"lowest": 1.0, "highest": 0.5}, "highest is 0.5 and lowest 1"),
         ({"first_step": 9, "last_step": 9}, "last_step is 9 and first_step 9"),
+        ({"highest": math.nan}, "highest is nan"),
+        ({"lowest": -1e12}, "lowest is -1000000000000.0"),
+        ({"first_step": -1}, "first_step is -1"),
     ],
 )
 def test_limits_that_leave_no_axis_are_named(limits, message):
