@@ -14,6 +14,7 @@ import torch
 
 from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
+from ..trainers.epochs import describe
 from ..trainers.events import Ended, Started, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.monitor import Monitor, NothingLearned
@@ -219,6 +220,7 @@ class _Run:
             "trained parameters": sum(p.numel() for p in attached.parameters().values()),
             "precision": str(trained.compute_dtype).removeprefix("torch."),
             "device": str(trained.device),
+            "steps per epoch": loop.order.steps_per_epoch,
         }
         self.sink(Started(loop.end, loop.step, dict(self.facts)))
         self.is_announced = True
@@ -241,6 +243,7 @@ class _Run:
                 self.autosave.save(self._state(), self.sink)
             if runs.wants_save(self.run):
                 self.keeper.save_on_request(self.loop)
+            self.keeper.save_every(self.loop)
             if self.previews.is_due(step, self.loop.end):
                 self.previews.draw(step, trained, data, size, self.loop.averaged)
 
@@ -258,7 +261,8 @@ class _Run:
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
         compared = self.previews.compare(model, loop.step) if best is None else []
-        told = [*health.lines(monitor), *health.kept(monitor, self.keeper, loop)]
+        told = describe(loop.losses, loop.order.steps_per_epoch)
+        told += [*health.lines(monitor), *health.kept(monitor, self.keeper, loop)]
         if not is_whole and not monitor.stopped:
             where += "\nfinished early on request: change a widget to train again"
         images, rows = self.previews.images, tuple(monitor.rows)

@@ -83,6 +83,12 @@ class Keeper:
         )
         return AdapterFile(tensors, metadata, name)
 
+    def save_every(self, loop: Loop) -> None:
+        """Save what is trained so far after every so many steps, as the plan says."""
+        every = self.request.plan.save_every
+        if every and loop.step and loop.step % every == 0:
+            self.save_on_request(loop)
+
     def save_on_request(self, loop: Loop) -> None:
         """Save what is trained so far; a failure is told, and training goes on."""
         try:

@@ -64,9 +64,9 @@ def loss_plot(
         return torch.from_numpy(pixels.copy())[None]
 
 
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """An exponential mean over about a twentieth of the run, without a bias at its start."""
-    keep = 1.0 - 1.0 / max(1.0, min(50.0, len(losses) / 20))
+def smoothed(losses: Sequence[float], window: float = 0.0) -> list[float]:
+    """An exponential mean over about ``window`` steps (0: a twentieth of the run), without a bias at its start."""
+    keep = 1.0 - 1.0 / max(1.0, window or smoothing_window(len(losses)))
     total, weight, means = 0.0, 0.0, []
     for loss in losses:
         if math.isfinite(loss):
@@ -75,6 +75,28 @@ def smoothed(losses: Sequence[float]) -> list[float]:
         else:
             means.append(math.nan)
     return means
+
+
+def smoothing_window(steps: int) -> float:
+    """How many steps a run's losses are smoothed over: a twentieth of it, 50 at most."""
+    return max(1.0, min(50.0, steps / 20))
+
+
+def polyline(
+    draw: Any, places: Sequence[tuple[float, float] | None], color: Any, width: int
+) -> None:
+    """Lines through places; None is a gap, and a place between two gaps a dot."""
+    run: list[tuple[float, float]] = []
+    for place in [*places, None]:
+        if place is not None:
+            run.append(place)
+            continue
+        if len(run) > 1:
+            draw.line(run, fill=color, width=width, joint="curve")
+        elif run:
+            x, y = run[0]
+            draw.ellipse([x - width, y - width, x + width, y + width], fill=color)
+        run = []
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -169,14 +191,8 @@ def _marks(draw: Any, places: Sequence[tuple[float, float]]) -> None:
 
 
 def _curve(draw: Any, values: Sequence[float], place: Any, color: Any, width: int) -> None:
-    run: list[tuple[float, float]] = []
-    for step, value in enumerate([*values, math.nan], start=1):
-        if math.isfinite(value):
-            run.append(place(step, value))
-            continue
-        if len(run) > 1:
-            draw.line(run, fill=color, width=width, joint="curve")
-        elif run:
-            x, y = run[0]
-            draw.ellipse([x - width, y - width, x + width, y + width], fill=color)
-        run = []
+    places = [
+        place(step, value) if math.isfinite(value) else None
+        for step, value in enumerate(values, start=1)
+    ]
+    polyline(draw, places, color, width)

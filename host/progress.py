@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One sink for a run's events: progress bar, text in the node, log, ``log.jsonl`` and browser.
+"""One sink for a run's events: progress bar, text in the node, log, ``log.jsonl``, TensorBoard and browser.
 
 A part that breaks (a full disk, say) is named once in the log and left out; training goes on.
 """
@@ -12,13 +12,24 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-from ..trainers.events import Ended, Event, Progress, Sample, Saved, Started, Validated, Warned
-from . import paths
+from ..trainers.events import (
+    Ended,
+    Epoch,
+    Event,
+    Progress,
+    Sample,
+    Saved,
+    Started,
+    Validated,
+    Warned,
+)
+from . import event_files, paths
 from .runs import RUNS, Runs, finite, prompt_server
 
 KINDS: dict[type, str] = {
     Started: "start",
     Progress: "progress",
+    Epoch: "epoch",
     Validated: "validated",
     Sample: "sample",
     Saved: "saved",
@@ -72,10 +83,11 @@ class RunSink:
         self._broken: set[str] = set()
         self._points: list[tuple[Any, ...]] = []
         self._begun = False
-        self._sent_at = self._line_at = float("-inf")
+        self._sent_at = self._line_at = self._epoch_at = float("-inf")
         self._pace: float | None = None
         self._last: Progress | None = None
         self._file: IO[str] | None = None
+        self._charts: Any = None
         self._bar: Any = None
 
     def __call__(self, event: Event) -> None:
@@ -84,7 +96,9 @@ class RunSink:
             if isinstance(event, Progress):
                 self._note(event)
             self._try("log.jsonl", lambda: self._write(event))
-            self._try("browser", lambda: self._tell(event))
+            self._try("TensorBoard", lambda: self._chart(event))
+            if not isinstance(event, Epoch):  # as many as steps where the pictures are few
+                self._try("browser", lambda: self._tell(event))
             self._try("log", lambda: self._say(event))
             if isinstance(event, Ended):
                 self._try("run.json", self._close)
@@ -143,6 +157,17 @@ class RunSink:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
 
+    def _chart(self, event: Event) -> None:
+        if isinstance(event, Started) and event_files.is_installed():
+            self._charts = event_files.open_writer(paths.run_folder(self.run), event.step)
+        if self._charts is None:
+            return
+        for name, value in event_files.scalars(event).items():
+            self._charts.add_scalar(name, value, getattr(event, "step", 0))
+        if isinstance(event, Ended):
+            charts, self._charts = self._charts, None
+            charts.close()
+
     def _tell(self, event: Event) -> None:
         if not self._begun or isinstance(event, Started):
             self._begin(event)
@@ -184,6 +209,10 @@ class RunSink:
             if now - self._line_at >= LINE_EVERY_S or event.step >= event.total:
                 self._line_at = now
                 _log.info("%s", self._line())
+        elif isinstance(event, Epoch):
+            if now - self._epoch_at >= LINE_EVERY_S:
+                self._epoch_at = now
+                _log.info("epoch %d: mean loss %.4f", event.epoch, event.loss)
         elif isinstance(event, Validated):
             which = "" if event.weights == "raw" else f" of the {event.weights} weights"
             _log.info("step %d: validation loss%s %.4f", event.step, which, event.loss)

@@ -98,7 +98,7 @@ class TrainLora(io.ComfyNode):
                     advanced=True,
                 ),
                 *sockets(*LATER, optional=True),
-                *keeping("autosave_minutes"),
+                *keeping("autosave_minutes", "save_every"),
             ],
             outputs=outputs(),
         )
@@ -137,6 +137,7 @@ class TrainLora(io.ComfyNode):
         validation: Any = None,
         when_found: str = CONTINUE,
         autosave_minutes: float = 10.0,
+        save_every: int = 0,
     ) -> io.NodeOutput:
         steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)
         plan = Plan(**taken(Plan, locals()))

@@ -92,7 +92,7 @@ class Train(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
-                *keeping("autosave_minutes", "autosave_every", "keep_states"),
+                *keeping("autosave_minutes", "autosave_every", "keep_states", "save_every"),
             ],
             outputs=outputs(),
         )
@@ -132,6 +132,7 @@ class Train(io.ComfyNode):
         autosave_minutes: float = 10.0,
         autosave_every: int = 0,
         keep_states: int = 2,
+        save_every: int = 0,
     ) -> io.NodeOutput:
         plan = Plan(**taken(Plan, locals()))
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)

@@ -98,6 +98,40 @@ def test_validations_reach_the_browser_and_the_history(server):
     assert server.images(entry, plot) or entry["outputs"].get(plot)
 
 
+@pytest.mark.parametrize("loader", ["LoraLoaderModelOnly", "LoraLoader"])
+def test_one_prompt_samples_a_picture_of_every_saved_step(server, loader):
+    """Trained, listed, loaded by the host's own node and sampled in one prompt; again by name, without the training."""
+    name, settings = f"grid {loader}", {"steps": 6, "learning_rate": 0.01, **runs.SHORT}
+    graph = graphs.Mini(server)
+    node = graph.train(name=name, save_every=2, **settings)
+    listed = graph.add("GraftListLoras", adapter=[node, 6])
+    clip = {} if loader == "LoraLoaderModelOnly" else {"clip": graph.clip}
+    strength = {"strength_model": 1.0} | ({"strength_clip": 1.0} if clip else {})
+    loaded = graph.add(loader, model=graph.model, lora_name=[listed, 0], **clip, **strength)
+    graph.sample([loaded, 0], "unused")
+    graph.set(graph.last("SaveLatent"), filename_prefix=[listed, 2])
+    entry = server.run(graph.prompt)
+    labels = [f"{name}_step{step:06}" for step in (2, 4, 6)]
+    assert graphs.shown(entry, listed) == "\n".join(
+        ["3 files", *(f"{x}.safetensors" for x in labels)]
+    )
+    again = server.queue(graph.prompt)
+    server.wait(again)
+    cached = server.events_of(again, "execution_cached")[0]["data"]["nodes"]
+    assert set(cached) == set(graph.prompt), "nothing is trained or sampled again"
+    drawn = [graphs.latent(server, label) for label in labels]
+    for label, one in zip(labels, drawn, strict=True):
+        alone = runs.sampled(server, f"alone {loader}", f"{label}.safetensors")
+        assert runs.difference(one, alone) == 0
+    assert runs.difference(drawn[0], drawn[1]) > 0.005 < runs.difference(drawn[1], drawn[2])
+
+    later = graphs.Mini(server)
+    listed = later.add("GraftListLoras", name="grid *Loader*")
+    later.add("PreviewAny", source=[listed, 1])
+    entry = server.run(later.prompt)
+    assert f"{labels[2]}.safetensors" in graphs.shown(entry, listed)
+
+
 def test_unknown_runs_are_refused(server):
     for path in ("/graft/runs/0123456789abcdef", "/graft/runs/..%2f..%2fetc"):
         status, _ = server.request(path)

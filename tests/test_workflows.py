@@ -21,6 +21,7 @@ SHORT = {
     "KSampler": {"steps": 3},
     "BasicScheduler": {"steps": 2},
     "EmptyLatentImage": {"batch_size": 4},
+    "PrimitiveInt": {"value": 1},
 }
 
 each = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -28,6 +28,15 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Epoch:
+    """Pass number ``epoch`` (from 1) over the pictures ended with ``step``; ``loss`` is the mean of its steps."""
+
+    epoch: int
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
 class Validated:
     """The held-out pictures' loss after ``step`` steps, and pairs of sigma and loss at each noise level.
 
@@ -72,5 +81,5 @@ class Ended:
     text: str = ""
 
 
-Event: TypeAlias = Started | Progress | Validated | Sample | Saved | Warned | Ended
+Event: TypeAlias = Started | Progress | Epoch | Validated | Sample | Saved | Warned | Ended
 Sink: TypeAlias = Callable[[Event], None]

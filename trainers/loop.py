@@ -18,6 +18,7 @@ import torch
 from .data.batch import Batch
 from .data.order import Order
 from .denoiser import Denoiser
+from .epochs import ended
 from .events import Progress, Sink
 from .objectives import Objective
 from .objectives.log_variance import LogVariance
@@ -163,6 +164,9 @@ class Loop:
             seconds = time.perf_counter() - started
             lr = self.stepper.lr(self.step - 1, self.total)
             event = Progress(self.step, self.end, loss, lr, norm, seconds)
+            epoch = ended(self.losses, self.order.steps_per_epoch)
+            if epoch is not None:
+                self.sink(epoch)  # first, as an interrupt comes with the step
             self.sink(event)
             stop = self.monitor(event) or stop
             self.after(self.step)

@@ -50,6 +50,13 @@ class Plan:
         min=0.0,
         max=1e9,
     )
+    save_every: int = option(
+        0,
+        "Write the LoRA so far into output/loras after every so many steps, as name_step000500, say; 0 never does.",
+        repr=False,
+        min=0,
+        max=10_000_000,
+    )
 
     autosave_minutes: float = option(
         10.0,

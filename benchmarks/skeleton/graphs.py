@@ -41,6 +41,10 @@ class Graph:
         """Change inputs of a node."""
         self.prompt[node]["inputs"] |= inputs
 
+    def last(self, kind: str) -> str:
+        """The node of a kind that was added last."""
+        return nodes_of(self.prompt, kind)[-1]
+
 
 class Mini(Graph):
     """A graph that begins with graft-mini.
@@ -103,7 +107,7 @@ class Mini(Graph):
 def _default(kind: Any, options: dict[str, Any]) -> Any:
     choices = kind if isinstance(kind, list) else options.get("options") or []
     empty = {"STRING": "", "INT": 0, "FLOAT": 0.0, "BOOLEAN": False}
-    fallback = choices[0] if choices else empty.get(kind)
+    fallback = choices[0] if choices else empty.get(str(kind))
     return options.get("default", fallback)
 
 
