@@ -32,6 +32,7 @@ from . import (
     result,
     runs,
     sampling,
+    start,
 )
 from .keeper import Keeper
 from .picture_index import Digests
@@ -93,6 +94,10 @@ class _Run:
             held_out = request.validation
             settings += (held_out.digest(*contents),)
             self.notes += health.notes(request.dataset, held_out, request.plan, contents[0])
+        self.start = start.prepare(request)
+        if self.start is not None:
+            settings += (("start_from", self.start.digest),)
+            self.notes += self.start.notes
         self.run = identity.run_id(self.model, self.dataset, *settings)
         paths.check_writable(paths.loras_folder())
         paths.check_writable(paths.run_folder(self.run))
@@ -103,12 +108,14 @@ class _Run:
             done + request.plan.steps,
             workflow_id=request.workflow_id,
         )
-        self.keeper = Keeper(request, self.name, self.run, self.model, self.dataset, self.sink)
+        known = (self.name, self.run, self.model, self.dataset, self.sink)
+        self.keeper = Keeper(request, *known, self.start.digest if self.start else "")
         self.images: torch.Tensor | None = None
         self.shown: comparison.Shown | None = None
         self.loop: Loop
         self.monitor: Monitor
         self.is_ready = self.is_announced = False
+        self.began = ""
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
 
     def go(self) -> Outcome:
@@ -138,6 +145,7 @@ class _Run:
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
             )
             try:
+                self._begin(attached)
                 is_checkpointed = _checkpoints(request.plan, trained)
                 trained.checkpointing(is_checkpointed)
                 self.facts["gradient checkpointing"] = is_checkpointed
@@ -158,6 +166,19 @@ class _Run:
                 return is_whole
             finally:
                 attached.remove()
+
+    def _begin(self, attached: Attached) -> None:
+        """Put what the run begins with into the layers; a state brings its own."""
+        state = self.request.state
+        if state is not None and state.settings == self.request.settings:
+            attached.take_alphas(
+                state.adapter
+            )  # those of the file that the run of the state began with
+        if self.start is not None:
+            begun = self.start.begin(attached)
+            self.began, self.facts["begins with"] = begun.text, begun.text
+            self.notes += begun.warnings
+            self._tell(begun.text)
 
     def _tell(self, text: str) -> None:
         _log.info("%s: %s", self.name, text)
@@ -308,6 +329,7 @@ class _Run:
             [
                 f"{self.name}: {self.loop.step} steps, loss {smooth[min(19, len(smooth) - 1)]:.4f} -> {smooth[-1]:.4f}",
                 f"{facts['layers']} layers, {facts['trained parameters']:,} parameters in {facts['precision']}",
+                *([self.began] if self.began else []),
                 *checks,
                 f"free memory {facts['free memory before (GiB)']} -> {facts['free memory after (GiB)']} GiB",
                 where,

@@ -19,6 +19,7 @@ from .engine import (
     LATER,
     LORA_NAME,
     RUN_SEED,
+    STARTS,
     WIRES,
     check_name,
     outputs,
@@ -97,6 +98,7 @@ class TrainLora(io.ComfyNode):
                     advanced=True,
                 ),
                 *sockets(*LATER, optional=True),
+                *sockets(*STARTS, optional=True),
             ],
             outputs=outputs(),
         )
@@ -133,6 +135,7 @@ class TrainLora(io.ComfyNode):
         sigmas: Any = None,
         state: Any = None,
         validation: Any = None,
+        start_from: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(
             steps_for(steps, steps_unit, dataset, batch_size, accumulate),
@@ -152,6 +155,7 @@ class TrainLora(io.ComfyNode):
             ),
             "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
             "validation": validation,
+            "start_from": start_from,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 

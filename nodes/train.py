@@ -9,7 +9,18 @@ from ..adapters.lora import LoRA
 from ..trainers.objectives import Objective
 from ..trainers.optimizers import Optimizer
 from ..trainers.plan import Plan
-from .engine import EXTRAS, HIDDEN, LATER, LORA_NAME, RUN_SEED, check_name, outputs, sockets, train
+from .engine import (
+    EXTRAS,
+    HIDDEN,
+    LATER,
+    LORA_NAME,
+    RUN_SEED,
+    STARTS,
+    check_name,
+    outputs,
+    sockets,
+    train,
+)
 from .schema import (
     GraftNetworkType,
     GraftObjectiveType,
@@ -80,6 +91,7 @@ class Train(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
+                *sockets(*STARTS, optional=True),
             ],
             outputs=outputs(),
         )
@@ -115,6 +127,7 @@ class Train(io.ComfyNode):
         validate_every: int = 50,
         patience: int = 0,
         stop_when_diverging: float = 5.0,
+        start_from: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(
             steps,
@@ -135,6 +148,7 @@ class Train(io.ComfyNode):
             "objective": objective or Objective(),
             "optimizer": optimizer or Optimizer(),
             "validation": validation,
+            "start_from": start_from,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 
