@@ -37,7 +37,7 @@ class Pair:
     @property
     def is_nothing(self) -> bool:
         """Whether dW is 0, as it is where a LoRA was not trained."""
-        return self.alpha == 0 or float(self.singular()[1].sum()) == 0
+        return self.alpha == 0 or not (bool(self.up.any()) and bool(self.down.any()))
 
     def singular(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The singular value decomposition of dW, in fp64.

@@ -171,14 +171,14 @@ class _Run:
         """Put what the run begins with into the layers; a state brings its own."""
         state = self.request.state
         if state is not None and state.settings == self.request.settings:
-            attached.take_alphas(
-                state.adapter
-            )  # those of the file that the run of the state began with
+            # Those of the file that the state's run began with, if it did.
+            attached.take_alphas(state.adapter)
         if self.start is not None:
             begun = self.start.begin(attached)
             self.began, self.facts["begins with"] = begun.text, begun.text
             self.notes += begun.warnings
             self._tell(begun.text)
+            self.start = None  # the layers have it now, in copies
 
     def _tell(self, text: str) -> None:
         _log.info("%s: %s", self.name, text)

@@ -20,6 +20,7 @@ MODULES = (
     "recipes",
     "save",
     "reports",
+    "start",
 )
 _log = logging.getLogger(__name__)
 
