@@ -60,6 +60,50 @@ def test_a_file_of_every_dialect_is_read_as_the_stock_loader_does(models, family
     assert_equal_change(model, found.pairs, written.patched(model, oracle))
 
 
+ATTN = "transformer_blocks.0.attn1"
+REAL = [  # names as sd-scripts, diffusers, PEFT and B-LoRA write them for the published models
+    (
+        "SD15",
+        f"lora_unet_down_blocks_0_attentions_0_{ATTN}_to_q".replace(".", "_"),
+        f"input_blocks.1.1.{ATTN}.to_q",
+    ),
+    ("SD15", "lora_unet_mid_block_attentions_0_proj_in", "middle_block.1.proj_in"),
+    (
+        "SD15",
+        f"base_model.model.up_blocks.3.attentions.2.{ATTN}.to_out.0",
+        f"output_blocks.11.1.{ATTN}.to_out.0",
+    ),
+    (
+        "SDXL",
+        f"lora_unet_input_blocks_4_1_{ATTN}_to_q".replace(".", "_"),
+        f"input_blocks.4.1.{ATTN}.to_q",
+    ),
+    (
+        "SDXL",
+        f"unet.unet.up_blocks.0.attentions.0.{ATTN}.processor.to_q",
+        f"output_blocks.0.1.{ATTN}.to_q",
+    ),
+    ("SDXL", f"unet.up_blocks.0.attentions.1.{ATTN}.to_v", f"output_blocks.1.1.{ATTN}.to_v"),
+    ("SDXL", "unet.down_blocks.1.resnets.0.time_emb_proj", "input_blocks.4.0.emb_layers.1"),
+    ("SD3", "transformer.transformer_blocks.3.attn.to_k", "joint_blocks.3.x_block.attn.qkv"),
+    ("Flux", "transformer.single_transformer_blocks.5.attn.to_k", "single_blocks.5.linear1"),
+    ("Flux", "lora_unet_double_blocks_7_img_attn_qkv", "double_blocks.7.img_attn.qkv"),
+]
+
+
+@pytest.mark.parametrize("family", ["SD15", "SDXL", "SD3", "Flux"])
+def test_names_of_the_published_layouts_are_known(family):
+    from graft.host import start
+    from graft.loaders.dialects import _place
+    from tests.host.test_keys import build
+
+    places = start.places(build(family))
+    for _, name, module in (case for case in REAL if case[0] == family):
+        assert _place(name, places).module == module
+    if family == "Flux":
+        assert _place(REAL[-2][1], places).offset == (0, 3072, 3072)
+
+
 def test_what_the_host_reads_itself_needs_no_conversion_for_the_oracle(models):
     """The oracle of the dialects that it does read is the file as it is."""
     read = ("generic", "core", "kohya ldm", "kohya diffusers", "diffusers processor")
