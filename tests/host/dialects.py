@@ -45,11 +45,12 @@ def diffusers_names(model) -> dict[str, object]:
     else:
         names = comfy.utils.unet_to_diffusers(config)
     there = model.model.diffusion_model.state_dict()  # the map has names of larger models, too
-    found = {}
+    found, seen = {}, set()
     for key, at in names.items():
-        weight = at if isinstance(at, str) else at[0]
-        is_second_name = key.startswith("class_embedding.")  # of SDXL's add_embedding
-        if weight in there and weight.endswith(".weight") and not is_second_name:
+        weight, offset = (at, None) if isinstance(at, str) else at[:2]
+        # The map may have several names for one place, and a file has one of them.
+        if weight in there and weight.endswith(".weight") and (weight, offset) not in seen:
+            seen.add((weight, offset))
             found[key.removesuffix(".weight")] = at
     return found
 
