@@ -77,6 +77,15 @@ class Attached:
                 for key, value in layer.tensors().items()
             }
 
+    def take_alphas(
+        self, tensors: Mapping[str, torch.Tensor], prefix: str = "diffusion_model."
+    ) -> None:
+        """Use the alphas that ``tensors`` gave: a run that began with a file has the file's."""
+        for name, layer in self.layers.items():
+            alpha = tensors.get(f"{prefix}{name}.alpha")
+            if alpha is not None:
+                layer.take_alpha(float(alpha))
+
     def load(self, tensors: Mapping[str, torch.Tensor], prefix: str = "diffusion_model.") -> None:
         """Take over what ``tensors`` gave.
 

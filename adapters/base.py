@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from .pair import Kept, Pair
+
 
 class Layer(nn.Module):
     """The trainable part attached to one module; its parameters are fp32.
@@ -24,6 +26,25 @@ class Layer(nn.Module):
             ValueError: A tensor is absent or has another shape.
         """
         raise NotImplementedError
+
+    def begin(self, pair: Pair) -> Kept | None:
+        """Start with a change of the layer instead of none.
+
+        Args:
+            pair: The change.
+
+        Returns:
+            How much of it was kept, None where it was taken over as it is.
+
+        Raises:
+            ValueError: This kind of network cannot begin so, or the shapes are others.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot begin with a LoRA; choose the network 'lora', or disconnect start_from."
+        )
+
+    def take_alpha(self, alpha: float) -> None:
+        """Use the scale that a state was trained with; kinds without one have nothing to take."""
 
     def change_norm(self) -> float | None:
         """The Frobenius norm of dW, found without dW itself; None where the kind has no such form."""

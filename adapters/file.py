@@ -11,10 +11,13 @@ import torch
 class AdapterFile:
     """What travels on a GRAFT_ADAPTER wire.
 
-    ``tensors`` has ComfyUI's generic names, ``diffusion_model.<module>.lora_up.weight`` and so on.
-    ``metadata`` is text to text, as safetensors wants it; ``name`` is a suggestion for the file.
+    ``tensors`` has ComfyUI's generic names, ``diffusion_model.<module>.lora_up.weight`` and so on, where a training
+    made it, and those of the file where it was loaded. ``metadata`` is text to text, as safetensors wants it; ``name``
+    is a suggestion for the file. A training that begins with it may leave out what it does not train where
+    ``leave_out`` says so.
     """
 
     tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     name: str = "graft"
+    leave_out: bool = False

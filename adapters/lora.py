@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..registry import check_limits, option
 from . import NETWORKS
 from .base import Layer
+from .pair import Kept, Pair, nearest
 from .targets import kind
 
 
@@ -109,6 +110,43 @@ class LoraLayer(Layer):
         down = self.down.detach().to("cpu", torch.float64).flatten(1)
         square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
         return abs(self.scale) * float(square.sqrt())
+
+    def begin(self, pair: Pair) -> Kept | None:
+        """Start with a change: as it is, alpha too, where the rank is the same, else with the nearest of this rank.
+
+        A direction that neither factor has would never get a gradient: there ``down`` stays as it was drawn.
+
+        Args:
+            pair: The change.
+
+        Returns:
+            How much of it was kept, None where it was taken over as it is.
+
+        Raises:
+            ValueError: The layer is of another shape.
+        """
+        sides = (self.up.shape[0], self.down[0].numel())
+        came = (pair.up.shape[0], pair.down.shape[1])
+        if came != sides:
+            raise ValueError(f"expected a change of shape {list(sides)}, got {list(came)}.")
+        if pair.alpha == 0:
+            return None
+        down, up, kept = pair.down, pair.up, None
+        if pair.rank == self.down.shape[0]:
+            self.take_alpha(pair.alpha)
+        else:
+            down, up, kept = nearest(pair, self.down.shape[0], self.scale)
+        with torch.no_grad():
+            lives = (down != 0).any(1) | (up != 0).any(0)
+            n = len(lives)
+            self.down.flatten(1)[:n][lives] = down[lives].to(self.down)
+            self.up.zero_()
+            self.up.flatten(1)[:, :n] = up.to(self.up)
+        return kept
+
+    def take_alpha(self, alpha: float) -> None:
+        """Use this alpha instead of the settings'."""
+        self.alpha, self.scale = alpha, alpha / self.down.shape[0]
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take over ``lora_up.weight`` and ``lora_down.weight``; alpha must be the same."""

@@ -29,6 +29,7 @@ from . import (
     result,
     runs,
     sampling,
+    start,
 )
 from .autosave import Autosave
 from .keeper import Keeper
@@ -84,6 +85,7 @@ class _Run:
         self.model = identity.model_digest(request.model)
         self.digests = Digests(paths.cache_folder() / "files")
         self.notes = list(request.dataset.warnings)
+        self.start = start.prepare(request)
         self.dataset, self.run = self._identify()
         paths.check_writable(paths.loras_folder())
         folder = paths.check_writable(paths.run_folder(self.run))
@@ -93,10 +95,12 @@ class _Run:
         self.is_same_run = self._continue()
         request = self.request
         self.sink = RunSink(self.run, request.node_id, self.end, workflow_id=request.workflow_id)
-        self.keeper = Keeper(request, self.name, self.run, self.model, self.dataset, self.sink)
+        known = (self.name, self.run, self.model, self.dataset, self.sink)
+        self.keeper = Keeper(request, *known, self.start.digest if self.start else "")
         self.loop: Loop
         self.monitor: Monitor
         self.is_ready = self.is_announced = False
+        self.began = ""
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
 
     def _identify(self) -> tuple[str, str]:
@@ -111,6 +115,9 @@ class _Run:
             held_out = request.validation
             settings += (held_out.digest(*contents),)
             self.notes += health.notes(request.dataset, held_out, request.plan, contents[0])
+        if self.start is not None:
+            settings += (("start_from", self.start.digest),)
+            self.notes += self.start.notes
         return dataset, identity.run_id(self.model, dataset, *settings)
 
     def _continue(self) -> bool:
@@ -155,6 +162,7 @@ class _Run:
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
             )
             try:
+                self._begin(attached)
                 is_checkpointed = _checkpoints(request.plan, trained)
                 trained.checkpointing(is_checkpointed)
                 self.facts["gradient checkpointing"] = is_checkpointed
@@ -174,6 +182,19 @@ class _Run:
                 return is_whole
             finally:
                 attached.remove()
+
+    def _begin(self, attached: Attached) -> None:
+        """Put what the run begins with into the layers; a state brings its own."""
+        state = self.request.state
+        if state is not None and state.settings == self.request.settings:
+            # Those of the file that the state's run began with, if it did.
+            attached.take_alphas(state.adapter)
+        if self.start is not None:
+            begun = self.start.begin(attached)
+            self.began, self.facts["begins with"] = begun.text, begun.text
+            self.notes += begun.warnings
+            self._tell(begun.text)
+            self.start = None  # the layers have it now, in copies
 
     def _tell(self, text: str) -> None:
         _log.info("%s: %s", self.name, text)
@@ -290,6 +311,7 @@ class _Run:
             [
                 f"{self.name}: {self.loop.step} steps, loss {smooth[min(19, len(smooth) - 1)]:.4f} -> {smooth[-1]:.4f}",
                 f"{facts['layers']} layers, {facts['trained parameters']:,} parameters in {facts['precision']}",
+                *([self.began] if self.began else []),
                 *checks,
                 f"free memory {facts['free memory before (GiB)']} -> {facts['free memory after (GiB)']} GiB",
                 where,

@@ -28,6 +28,7 @@ class Keeper:
         model: Digest of the MODEL on the wire.
         dataset: Digest of the dataset.
         sink: Hears of files and failures.
+        start: Digest of the LoRA that the run began with, if it did.
     """
 
     request: Request
@@ -36,6 +37,7 @@ class Keeper:
     model: str
     dataset: str
     sink: Sink
+    start: str = ""
 
     def adapter(
         self, loop: Loop, name: str, best: Best | None = None, is_raw: bool = False
@@ -70,6 +72,8 @@ class Keeper:
             "model": self.model,
             "pictures": len(request.dataset.items),
         }
+        if self.start:
+            facts["start"] = self.start
         if request.optimizer.ema_decay:
             weights = "raw" if is_raw else "ema"
             facts |= {"ema_decay": request.optimizer.ema_decay, "weights": weights}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..adapters import NETWORKS, Network
+from ..adapters.file import AdapterFile
 from ..adapters.targets import targets
 from ..trainers.data import Dataset
 from ..trainers.objectives import INSTANCES, Objective
@@ -38,6 +39,7 @@ class Request:
     name: str = "graft"
     node_id: str | None = None
     workflow_id: str | None = None
+    start_from: AdapterFile | None = None
 
     @property
     def settings(self) -> str:
@@ -84,6 +86,12 @@ def check(request: Request) -> None:
     if request.state is not None and request.state.seed != request.plan.seed:
         raise ValueError(
             f"The state was trained with seed {request.state.seed}, not {request.plan.seed}; use the same seed."
+        )
+    if request.state is not None and request.start_from is not None:
+        raise ValueError(
+            f"Both state (after step {request.state.step}) and start_from ('{request.start_from.name}') are connected, "
+            "and a training can begin with one of them only: disconnect start_from to go on with the state and its "
+            "optimizer, or state to train the LoRA further from step 0."
         )
 
 

@@ -6,11 +6,13 @@ files would differ; the header is therefore written here, sorted (the format: ei
 a JSON header padded to eight bytes, the data).
 """
 
+import contextlib
 import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -109,23 +111,46 @@ def read(path: Path) -> AdapterFile:
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file, cut off, or holds no tensors.
     """
+    with _opened(path) as file:
+        metadata = dict(file.metadata() or {})
+        with torch.inference_mode(False):
+            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+    if not tensors:
+        raise ValueError(f"'{path.name}' holds no tensors.")
+    return AdapterFile(tensors, metadata, path.stem)
+
+
+def names(path: Path) -> list[str]:
+    """The names of a file's tensors, none of which is read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Names in their order.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file, or cut off.
+    """
+    with _opened(path) as file:
+        return sorted(file.keys())
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     import safetensors
 
     if not path.is_file():
         raise FileNotFoundError(f"There is no file '{path.name}' in '{path.parent.name}'.")
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
-            metadata = dict(file.metadata() or {})
-            with torch.inference_mode(False):
-                tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+            yield file
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"'{path.name}' ({path.stat().st_size} bytes) is no safetensors file, or it is cut "
             f"off: {error}. Save or download it again."
         ) from error
-    if not tensors:
-        raise ValueError(f"'{path.name}' holds no tensors.")
-    return AdapterFile(tensors, metadata, path.stem)
 
 
 def ranks(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, float]]:

@@ -21,6 +21,7 @@ MODULES = (
     "save",
     "state",
     "reports",
+    "start",
     "compare",
 )
 _log = logging.getLogger(__name__)

@@ -49,6 +49,13 @@ LATER: dict[str, tuple[Any, str]] = {  # last among the inputs
         "or learns the training pictures by heart.",
     ),
 }
+STARTS: dict[str, tuple[Any, str]] = {  # after all widgets
+    "start_from": (
+        GraftAdapter,
+        "Trains this LoRA further instead of a fresh one: from Load LoRA To Train On, or the ADAPTER of a training "
+        "node. The MODEL must not have it in it already.",
+    ),
+}
 
 
 def outputs() -> list[Any]:
@@ -77,8 +84,8 @@ def outputs() -> list[Any]:
 
 
 def sockets(*names: str, optional: bool = False) -> list[Any]:
-    """Sockets of ``WIRES``, ``EXTRAS`` and ``LATER``, in the order of ``names``."""
-    known = WIRES | EXTRAS | LATER
+    """Sockets of ``WIRES``, ``EXTRAS``, ``LATER`` and ``STARTS``, in the order of ``names``."""
+    known = WIRES | EXTRAS | LATER | STARTS
     return [socket(known[n][0], n, known[n][1], optional=optional) for n in names]
 
 

@@ -19,6 +19,7 @@ from .engine import (
     LATER,
     LORA_NAME,
     RUN_SEED,
+    STARTS,
     WIRES,
     check_name,
     keeping,
@@ -99,6 +100,7 @@ class TrainLora(io.ComfyNode):
                 ),
                 *sockets(*LATER, optional=True),
                 *keeping("autosave_minutes", "save_every"),
+                *sockets(*STARTS, optional=True),
             ],
             outputs=outputs(),
         )
@@ -138,6 +140,7 @@ class TrainLora(io.ComfyNode):
         when_found: str = CONTINUE,
         autosave_minutes: float = 10.0,
         save_every: int = 0,
+        start_from: Any = None,
     ) -> io.NodeOutput:
         steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)
         plan = Plan(**taken(Plan, locals()))
@@ -151,6 +154,7 @@ class TrainLora(io.ComfyNode):
             ),
             "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
             "validation": validation,
+            "start_from": start_from,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 

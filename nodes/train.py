@@ -15,6 +15,7 @@ from .engine import (
     LATER,
     LORA_NAME,
     RUN_SEED,
+    STARTS,
     check_name,
     keeping,
     outputs,
@@ -93,6 +94,7 @@ class Train(io.ComfyNode):
                     advanced=True,
                 ),
                 *keeping("autosave_minutes", "autosave_every", "keep_states", "save_every"),
+                *sockets(*STARTS, optional=True),
             ],
             outputs=outputs(),
         )
@@ -133,6 +135,7 @@ class Train(io.ComfyNode):
         autosave_every: int = 0,
         keep_states: int = 2,
         save_every: int = 0,
+        start_from: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(**taken(Plan, locals()))
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
@@ -141,6 +144,7 @@ class Train(io.ComfyNode):
             "objective": objective or Objective(),
             "optimizer": optimizer or Optimizer(),
             "validation": validation,
+            "start_from": start_from,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 

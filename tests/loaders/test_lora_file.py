@@ -138,3 +138,14 @@ def test_the_hash_is_that_of_the_bytes_after_the_header(tmp_path):
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     assert lora_file.data_hash(tensors()) == hashlib.sha256(data[8 + length :]).hexdigest()
+
+
+def test_names_are_read_without_the_tensors(tmp_path):
+    path = tmp_path / "x.safetensors"
+    lora_file.write(path, tensors())
+    assert lora_file.names(path) == sorted(tensors())
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cut off"):
+        lora_file.names(path)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        lora_file.names(tmp_path / "gone.safetensors")
