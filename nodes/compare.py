@@ -69,7 +69,8 @@ class ListLoras(io.ComfyNode):
             found = lora_list.find(name)
         else:
             found = lora_list.find(name.strip() or adapter.name, adapter.metadata)
-        said = "\n".join([f"{len(found)} files", *(one.file for one in found)])
+        count = "1 file" if len(found) == 1 else f"{len(found)} files"
+        said = "\n".join([count, *(one.file for one in found)])
         graph.show_text(cls.hidden.unique_id, said)
         return io.NodeOutput(
             [one.file for one in found],

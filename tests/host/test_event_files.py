@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """TensorBoard: what is written by name and step, off without the package, and never the end of a run."""
 
+import importlib.util
 import logging
 
 import pytest
 
 from graft.trainers.events import Ended, Epoch, Started, Validated, Warned
+from tests.host.test_engine import output, train, wires  # noqa: F401 - fixtures
 from tests.host.test_progress import RUN, World, log_rows, world  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.comfy
+needs_tensorboard = pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is optional"
+)
 
 
 class Writer:
@@ -107,8 +112,8 @@ def test_a_broken_writer_is_one_warning(world, writers, monkeypatch, caplog, whe
     assert len(log_rows()) == 9
 
 
+@needs_tensorboard
 def test_the_real_writer_is_read_back_by_tensorboard(world):  # noqa: F811
-    pytest.importorskip("tensorboard", reason="optional")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from graft.host import paths
@@ -124,3 +129,17 @@ def test_the_real_writer_is_read_back_by_tensorboard(world):  # noqa: F811
     ]
     assert [(e.step, e.value) for e in read.Scalars("train/epoch_loss")] == [(2, 0.75)]
     assert [(e.step, e.value) for e in read.Scalars("validation/loss_averaged")] == [(3, 0.25)]
+
+
+@needs_tensorboard
+def test_a_training_is_read_back_by_tensorboard(wires, output):  # noqa: F811
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    outcome = train(wires, steps=4)
+    read = EventAccumulator(str(output / "graft" / outcome.run))
+    read.Reload()
+    losses = outcome.loss_map["loss"]
+    assert [e.value for e in read.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+    means = [(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2]
+    assert [e.value for e in read.Scalars("train/epoch_loss")] == pytest.approx(means, rel=1e-6)
+    assert [e.step for e in read.Scalars("train/epoch_loss")] == [2, 4]

@@ -8,6 +8,7 @@ import torch
 from graft.trainers.data.batch import Batch
 from graft.trainers.denoiser import c_skip
 from graft.trainers.ema import EMA
+from graft.trainers.events import Progress
 from graft.trainers.objectives import METRICS, NOISE, NOISINGS, WEIGHTS, Noised, Objective
 from graft.trainers.objectives.levels import limits
 from graft.trainers.optimizers import Optimizer
@@ -160,7 +161,8 @@ def prodigy_gap(loop_of, steps=8):
 
     loop.stepper.algorithm.step = both
     loop.run()
-    return max(worst), [event.lr for event in told], library.param_groups[0]
+    rates = [event.lr for event in told if isinstance(event, Progress)]
+    return max(worst), rates, library.param_groups[0]
 
 
 def moved_at_rest(algorithm, is_ours=True, steps=20):

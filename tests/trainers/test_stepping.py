@@ -8,6 +8,7 @@ import torch
 
 from graft.adapters.attach import Attached
 from graft.adapters.lora import LoRA
+from graft.trainers.events import Progress
 from graft.trainers.loop import Loop
 from graft.trainers.objectives import Objective
 from graft.trainers.optimizers import Optimizer
@@ -95,7 +96,9 @@ def test_the_rate_that_is_told_is_the_effective_one():
     loop = make(4, optimizer=Optimizer(AdamW(0.02), Cosine(warmup=1)))
     loop.sink = told.append
     loop.run()
-    assert [event.lr for event in told] == [loop.optimizer.lr(step, 4) for step in range(4)]
+    assert [event.lr for event in told if isinstance(event, Progress)] == [
+        loop.optimizer.lr(step, 4) for step in range(4)
+    ]
     told.clear()
     loop = make(4, optimizer=Optimizer(Prodigy(0.5, d0=1e-3)))
     loop.sink = told.append
