@@ -15,6 +15,7 @@ from . import paths
 EXAMPLES = "graft-examples"
 EXAMPLES_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "loras"
 SUFFIX = ".safetensors"
+MAX_TENSORS = 100_000  # LoRAs of the largest models have some thousands
 
 
 def names() -> list[str]:
@@ -65,6 +66,8 @@ def load(name: str) -> AdapterFile:
             f"'{name}' holds no LoRA: none of its {len(found)} tensors is one's, for example "
             f"{', '.join(found[:3]) or 'none'}. LoHa, LoKr and full weights cannot be trained further."
         )
+    if len(found) > MAX_TENSORS:
+        raise ValueError(f"'{name}' has {len(found)} tensors; a LoRA has at most {MAX_TENSORS}.")
     return lora_file.read(file)
 
 

@@ -119,6 +119,7 @@ def test_other_names_are_refused(loras, load, name):
 
 
 def test_a_file_that_is_no_lora_is_refused_before_it_is_read(loras, load, monkeypatch):
+    from graft.host import lora_files
     from graft.loaders import lora_file
 
     write(loras / "model.safetensors", {"conv.weight": torch.ones(3), "x.hada_w1_a": torch.ones(1)})
@@ -128,6 +129,10 @@ def test_a_file_that_is_no_lora_is_refused_before_it_is_read(loras, load, monkey
         load("model.safetensors")
     with pytest.raises(ValueError, match="no safetensors file"):
         load("broken.safetensors")
+    monkeypatch.setattr(lora_files, "MAX_TENSORS", 1)
+    write(loras / "many.safetensors")
+    with pytest.raises(ValueError, match="'many.safetensors' has 2 tensors; a LoRA has at most 1"):
+        load("many.safetensors")
 
 
 @pytest.mark.parametrize("name", ["Train", "TrainLora"])
