@@ -6,11 +6,11 @@ before the first step; the target is the frozen base's D on them and not the pic
 """
 
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..trainers.data import Dataset
+from ..trainers.data.triggers import trigger_pattern
 from ..trainers.objectives import Objective
 from ..trainers.preview import Preview
 from . import preview
@@ -32,7 +32,7 @@ def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
     if given:
         return tuple(dict.fromkeys([*given, ""]))
     captions = _texts(dataset)
-    word = _triggers(dataset)
+    word = trigger_pattern(dataset.triggers)
     without = (" ".join(word.sub(" ", text).split()) for text in captions if word.search(text))
     # A prior that is a caption too would pull against what is learned.
     return tuple(dict.fromkeys([*(text for text in without if text not in captions), ""]))
@@ -51,7 +51,7 @@ class BaseText:
 
     def __init__(self, dataset: Dataset, objective: Objective) -> None:
         self._texts = _texts(dataset)
-        self._word = _triggers(dataset)
+        self._word = trigger_pattern(dataset.triggers)
         self._class = objective.class_word.strip()
         if all(self(text) is None for text in self._texts):
             triggers = ", ".join(dataset.triggers)
@@ -74,12 +74,6 @@ def _texts(dataset: Dataset) -> dict[str, None]:
     every = [dataset.texts(i) for i in range(len(dataset))]
     most = max(map(len, every))
     return dict.fromkeys(texts[k] for k in range(most) for texts in every if k < len(texts))
-
-
-def _triggers(dataset: Dataset) -> re.Pattern[str]:
-    """Finds the triggers as whole words; nothing, where there are none."""
-    words = "|".join(re.escape(trigger) for trigger in dataset.triggers)
-    return re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)")
 
 
 def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:

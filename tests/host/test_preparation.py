@@ -185,3 +185,16 @@ def test_the_text_without_the_concept():
     assert [bare(text) for text in captions] == ["a dog", None, ", a cat", None, None]
     named = BaseText(dataset, Objective(class_word=r"\1 wolf"))
     assert named("a sks dog") == r"a \1 wolf dog" and named("a  big sks") == r"a big \1 wolf"
+
+
+def test_the_concept_is_taken_out_whatever_its_case_and_neighbours():
+    from graft.host.priors import BaseText, prior_prompts
+    from graft.trainers.data import Dataset, Item
+    from graft.trainers.objectives import Objective
+
+    captions = ["一只zork狗在草地上", "A Zork runs", "zorks"]
+    items = tuple(Item((text,), pixels=torch.zeros(64, 64, 3)) for text in captions)
+    dataset = Dataset(items, trigger="zork")
+    text = BaseText(dataset, Objective(class_word="dog"))
+    assert [text(one) for one in captions] == ["一只dog狗在草地上", "A dog runs", None]
+    assert prior_prompts(dataset, ()) == ("一只 狗在草地上", "A runs", "")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .dataset import Dataset
+from .triggers import trigger_pattern
 
 _NAMED = 5
 
@@ -179,7 +180,8 @@ def _caption_lines(dataset: Dataset, names: list[str]) -> list[str]:
         own = texts[start : start + len(part)]
         start += len(part)
         if part.trigger:
-            count = sum(any(part.trigger in text for text in one) for one in own)
+            is_there = trigger_pattern([part.trigger]).search
+            count = sum(any(map(is_there, one)) for one in own)
             lines.append(f'trigger "{part.trigger}": in {count} of {len(part)} captions')
     return lines
 
