@@ -17,6 +17,7 @@ from ..trainers.data import (
     rgb_pixels,
     with_masks,
 )
+from ..trainers.data.caption_files import lines_of
 from ..trainers.data.folder import MASKS, NO_MASKS
 from ..trainers.data.layouts import CLASSES, LAYOUTS, PLAIN
 from .schema import GraftDataset, choice, field, output, schema, socket, switch, text, whole
@@ -204,7 +205,7 @@ def captions_for(count: int, captions: list[str]) -> list[str]:
     Raises:
         ValueError: There are no captions, or neither one nor as many as pictures.
     """
-    lines = captions if len(captions) != 1 else captions[0].strip().splitlines()
+    lines = captions if len(captions) != 1 else lines_of(captions[0].strip())
     texts = [line.strip() for line in lines]
     if not any(texts):
         raise ValueError(
