@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..trainers.data import Dataset, ImageError, Item, check_image, join, size_for
+from ..trainers.data import Captioning, Dataset, ImageError, Item, check_image, join, size_for
 from ..trainers.data.cache import key_of
 from ..trainers.preview import Preview
 from . import graph, identity, paths, preview
@@ -79,7 +79,8 @@ def with_class_images(
                 f"missing {number - have} drawn, or connect more class images, or lower number."
             )
         items = _drawn(painter, prompt, number - have, name, dataset.resolution)
-        parts.append(Dataset(items, resolution=dataset.resolution, source=f"class {name}"))
+        source, how = f"class {name}", Captioning(weighted=True)  # as they were drawn
+        parts.append(Dataset(items, resolution=dataset.resolution, source=source, captioning=how))
     return replace(dataset, classes=parts[0] if len(parts) == 1 else join(parts))
 
 
@@ -87,7 +88,9 @@ def _captioned(part: Dataset, prompt: str) -> Dataset:
     items = tuple(
         item if any(item.captions) else replace(item, captions=(prompt,)) for item in part.items
     )
-    return replace(part, items=items)
+    if any(any(item.captions) for item in part.items):
+        return replace(part, items=items)
+    return replace(part, items=items, captioning=replace(part.captioning, weighted=True))
 
 
 def _drawn(

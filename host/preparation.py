@@ -14,7 +14,7 @@ from .picture_index import Digests
 from .pictures import EncodedPictures
 from .priors import BaseText, prior_list, prior_prompts, sample_priors
 from .request import Request
-from .texts import EncodedTexts
+from .texts import EncodedTexts, prompts
 from .trainee import Trainee
 from .training_data import Held, Prior, TrainingData
 
@@ -150,7 +150,7 @@ class Preparation:
     def _texts(self) -> list[str]:
         """Every text that a step may need, one of the dataset's first."""
         dataset = self.request.dataset
-        texts = dict.fromkeys(text for i in range(len(dataset)) for text in dataset.texts(i))
+        texts = dict.fromkeys(text for i in range(len(dataset)) for text in prompts(dataset, i))
         if self._base_text is not None:
             texts |= dict.fromkeys(text for t in texts if (text := self._base_text(t)) is not None)
             texts |= {"": None}
@@ -159,7 +159,7 @@ class Preparation:
             (self.request.validation, self.held_out),
         ):
             if own is not None and pictures is not None:
-                texts |= dict.fromkeys(text for i in range(len(own)) for text in own.texts(i))
+                texts |= dict.fromkeys(text for i in range(len(own)) for text in prompts(own, i))
         if self._drawn:
             texts |= dict.fromkeys([*self._drawn, ""])
         return list(texts)

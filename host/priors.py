@@ -6,6 +6,7 @@ before the first step; the target is the frozen base's D on them and not the pic
 """
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from ..trainers.data.triggers import trigger_pattern
 from ..trainers.objectives import Objective
 from ..trainers.preview import Preview
 from . import preview
-from .conditioning import Encoded
+from .conditioning import Encoded, literal
+from .texts import prompts
 from .trainee import Trainee
 from .training_data import Picture
 
@@ -32,7 +34,7 @@ def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
     if given:
         return tuple(dict.fromkeys([*given, ""]))
     captions = _texts(dataset)
-    word = trigger_pattern(dataset.triggers)
+    word = _triggers(dataset)
     without = (" ".join(word.sub(" ", text).split()) for text in captions if word.search(text))
     # A prior that is a caption too would pull against what is learned.
     return tuple(dict.fromkeys([*(text for text in without if text not in captions), ""]))
@@ -51,7 +53,7 @@ class BaseText:
 
     def __init__(self, dataset: Dataset, objective: Objective) -> None:
         self._texts = _texts(dataset)
-        self._word = trigger_pattern(dataset.triggers)
+        self._word = _triggers(dataset)
         self._class = objective.class_word.strip()
         if all(self(text) is None for text in self._texts):
             triggers = ", ".join(dataset.triggers)
@@ -71,9 +73,14 @@ class BaseText:
 
 def _texts(dataset: Dataset) -> dict[str, None]:
     """Every text that is trained with: the first of each picture, then the second of each, and so on."""
-    every = [dataset.texts(i) for i in range(len(dataset))]
+    every = [prompts(dataset, i) for i in range(len(dataset))]
     most = max(map(len, every))
     return dict.fromkeys(texts[k] for k in range(most) for texts in every if k < len(texts))
+
+
+def _triggers(dataset: Dataset) -> re.Pattern[str]:
+    """Finds the triggers in prompts, whose brackets have a backslash."""
+    return trigger_pattern([*dataset.triggers, *map(literal, dataset.triggers)])
 
 
 def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:

@@ -58,6 +58,7 @@ def test_what_is_missing_is_drawn_kept_and_used_again(wires, output):
     assert len(files) == 4  # they are drawn four at a time
     assert [item.path for item in dataset.classes.items] == [str(path) for path in files[:3]]
     assert all(path.with_suffix(".txt").read_text() == "a thing" for path in files)
+    assert dataset.classes.captioning.weighted  # a prompt drew them
     assert torch.equal(torch.get_rng_state(), state)
     bytes_of = {path: path.read_bytes() for path in files}
     assert len(set(bytes_of.values())) == 4 and Image.open(files[0]).size == (64, 64)

@@ -13,7 +13,7 @@ from graft.host.conditioning import encode_text
 from graft.host.picture_index import Digests
 from graft.host.pictures import EncodedPictures
 from graft.host.texts import EncodedTexts
-from graft.trainers.data import Dataset, Framing, Item
+from graft.trainers.data import Captioning, Dataset, Framing, Item
 from graft.trainers.data.cache import Cache
 from tests.host import tiny
 
@@ -247,6 +247,29 @@ def test_texts_are_encoded_once_and_by_their_clip(tmp_path):
     for path in tmp_path.rglob("*.tensors"):
         path.write_bytes(b"broken")
     assert encode(["a", "b"])[1] == 2 and len(said) == 2
+
+
+def test_brackets_are_weights_only_where_captions_say_so(bench, tmp_path):
+    """Both ways of one caption have their own encodings, and steps draw from the right ones."""
+    from graft.host.texts import prompts
+
+    clip = tiny.clip("sdxl")
+    items = (Item(("saber (fate), red", "plain"), pixels=pixels()),)
+    both = [
+        Dataset(items, resolution=64, captioning=Captioning(weighted=weighted, dropout=0.2))
+        for weighted in (False, True)
+    ]
+    made = EncodedTexts(clip, Cache(tmp_path))
+    made.prepare([text for one in both for text in prompts(one, 0)], lambda total: lambda: None)
+    assert set(made) == {r"saber \(fate\), red", "saber (fate), red", "plain", ""}
+    assert made.encoded == 4 and len(list(tmp_path.rglob("*.tensors"))) == 4
+    drawn = [[bench.encode(one)[0].text(0, u) for u in (0.1, 0.3, 0.9)] for one in both]
+    assert drawn == [["", r"saber \(fate\), red", "plain"], ["", "saber (fate), red", "plain"]]
+    flat = clip.tokenize("saber (fate), red", disable_weights=True)
+    with torch.inference_mode():
+        wanted = clip.encode_from_tokens_scheduled(flat)[0][0]
+    assert torch.equal(made[r"saber \(fate\), red"].text, wanted)
+    assert not torch.equal(made["saber (fate), red"].text, wanted)
 
 
 def test_a_text_that_names_an_embedding_file_is_encoded_by_every_run(tmp_path):

@@ -198,3 +198,19 @@ def test_the_concept_is_taken_out_whatever_its_case_and_neighbours():
     text = BaseText(dataset, Objective(class_word="dog"))
     assert [text(one) for one in captions] == ["一只dog狗在草地上", "A dog runs", None]
     assert prior_prompts(dataset, ()) == ("一只 狗在草地上", "A runs", "")
+
+
+def test_the_concept_may_have_brackets():
+    from graft.host.priors import BaseText
+    from graft.trainers.data import Captioning, Dataset, Item
+    from graft.trainers.objectives import Objective
+
+    items = tuple(
+        Item((text,), pixels=torch.zeros(64, 64, 3)) for text in ("saber (fate), red (x)", "a (x)")
+    )
+    plain = Dataset(items, trigger="saber (fate)")
+    assert BaseText(plain, Objective(class_word="a knight"))(r"saber \(fate\), red \(x\)") == (
+        r"a knight, red \(x\)"
+    )
+    weighted = Dataset(items, trigger="saber (fate)", captioning=Captioning(weighted=True))
+    assert BaseText(weighted, Objective())("saber (fate), red (x)") == ", red (x)"

@@ -65,6 +65,11 @@ class Captioning:
     )
     separator: str = option(",", "What stands between tags.")
     seed: int = option(0, "Seed of the variants.", min=0, max=2**64 - 1)
+    weighted: bool = option(
+        False,
+        "Take brackets in captions for prompt weights, (red:1.3), as ComfyUI does in prompts. Off: they are brackets, "
+        "as in the tag saber (fate).",
+    )
 
     def __post_init__(self) -> None:
         check_limits(self)
