@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from ..trainers.data import notes
 from ..trainers.data.cache import Cache
 from ..trainers.objectives import INSTANCES
 from . import paths, preview
@@ -84,6 +85,7 @@ class Preparation:
             ValueError: The VAE or the CLIP is of another family.
         """
         self.pictures.prepare(lambda total: self._stage("encoding pictures", total), self._poll)
+        self._note()
         if self.classes is not None:
             self.classes.prepare(lambda n: self._stage("encoding class images", n), self._poll)
         if self.held_out is not None:
@@ -129,6 +131,15 @@ class Preparation:
             return None
         conditioner = Conditioner(trained.patcher, trained.device)
         return TrainingData(self.held_out, [], self.texts, conditioner, trained.device)
+
+    def _note(self) -> None:
+        """Say what of the data is hardly meant so."""
+        dataset, batch = self.request.dataset, self.request.plan.effective_batch
+        for text in notes(dataset, batch):
+            self._warn(text)
+        if dataset.classes is not None and self.classes is not None:
+            for text in notes(dataset.classes, batch):
+                self._warn(f"Class images: {text}")
 
     @property
     def _on_instances(self) -> bool:

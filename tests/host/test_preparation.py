@@ -214,3 +214,26 @@ def test_the_concept_may_have_brackets():
     )
     weighted = Dataset(items, trigger="saber (fate)", captioning=Captioning(weighted=True))
     assert BaseText(weighted, Objective())("saber (fate), red (x)") == ", red (x)"
+
+
+def test_repeats_count_and_what_is_hardly_meant_is_said(wires, output):
+    """One picture ten times fills a batch of 2; beside others a lone shape counts as often as a step has pictures."""
+    from graft.trainers.data import Dataset, Framing, Item
+
+    one = Item(("a",), pixels=torch.rand(64, 64, 3), repeats=10)
+    made, said = train(wires, Dataset((one,), resolution=64), steps=1, plan=(2, 1))
+    assert len(made.loss_map["loss"]) == 1 and not said
+    with pytest.raises(ValueError, match="batch_size is 11 but the dataset has 10 pictures, rep"):
+        train(wires, Dataset((one,), resolution=64), plan=(11, 1))
+    lone = Item(("b",), pixels=torch.rand(32, 96, 3))
+    dataset = Dataset((one, lone), resolution=64, framing=Framing(crop="random"))
+    _, said = train(wires, dataset, steps=1, plan=(2, 2))
+    assert len(said) == 2 and "a step of 4: image 2 4 times" in said[0]
+    assert "one random crop, the same in the whole run" in said[1]
+
+
+def test_weights_that_are_all_zero_are_refused(wires, output):
+    items = tuple(dataclasses.replace(item, weight=0.0) for item in varied().items)
+    with pytest.raises(ValueError, match="All pictures of the dataset have weight 0.*Join Datas"):
+        train(wires, dataclasses.replace(varied(), items=items))
+    assert not list(output.rglob("*.*"))

@@ -2,13 +2,12 @@
 """What a dataset holds, as text for people: buckets, captions, duplicates, warnings."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 from .dataset import Dataset
+from .names import NAMED, picture_names, some
+from .notes import notes
 from .triggers import trigger_pattern
-
-_NAMED = 5
 
 
 def describe(dataset: Dataset) -> str:
@@ -34,7 +33,7 @@ def describe(dataset: Dataset) -> str:
     lines += _small_lines(dataset, names)
     for group in duplicates(dataset):
         lines.append("same picture twice: " + " = ".join(names[i] for i in group))
-    lines += [f"warning: {text}" for text in dataset.warnings]
+    lines += [f"warning: {text}" for text in (*dataset.warnings, *notes(dataset))]
     if dataset.classes is not None:
         lines += [f"class images, weight {dataset.class_weight:g}:"]
         lines += [f"  {line}" for line in describe(dataset.classes).splitlines()]
@@ -57,9 +56,9 @@ def check_texts(dataset: Dataset) -> None:
         except ValueError as error:
             problems.append(f"{name}: {error}")
     if problems:
-        more = f"\n  and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        more = f"\n  and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         count = _count(len(problems), "caption")
-        raise ValueError(f"{count} cannot be used:\n  " + "\n  ".join(problems[:_NAMED]) + more)
+        raise ValueError(f"{count} cannot be used:\n  " + "\n  ".join(problems[:NAMED]) + more)
 
 
 def list_texts(dataset: Dataset, count: int = 8) -> str:
@@ -79,18 +78,6 @@ def list_texts(dataset: Dataset, count: int = 8) -> str:
     for index, name in enumerate(picture_names(dataset)[:count]):
         lines += [f"{name}:", *(f"  {text or '(empty)'}" for text in dataset.texts(index))]
     return "\n".join(lines)
-
-
-def picture_names(dataset: Dataset) -> list[str]:
-    """What each picture is called: its file, or its number.
-
-    Args:
-        dataset: Whose pictures.
-
-    Returns:
-        One name for each.
-    """
-    return [item.name or f"image {n}" for n, item in enumerate(dataset.items, 1)]
 
 
 def duplicates(dataset: Dataset) -> list[list[int]]:
@@ -199,10 +186,3 @@ def _small_lines(dataset: Dataset, names: list[str]) -> list[str]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
