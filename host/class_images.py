@@ -7,6 +7,7 @@ one that is filled at once holds.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ from ..trainers.preview import Preview
 from . import graph, identity, paths, preview
 
 STEPS, CFG = 20, 4.0
+# What datasets of this process have of each folder, by file its size and time, and how often some of it was lost.
+_kept: dict[Path, dict[Path, tuple[int, int]]] = {}
+_losses: Counter[Path] = Counter()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +88,34 @@ def with_class_images(
     return replace(dataset, classes=parts[0] if len(parts) == 1 else join(parts))
 
 
+def fingerprint(name: str) -> str:
+    """Changes when a drawn picture that some dataset has is gone, or is another one.
+
+    It is the same before pictures are drawn and after, as those are drawn because of it; so that a graph that was run
+    once is not run again.
+
+    Args:
+        name: The folder of those that are drawn.
+
+    Raises:
+        ValueError: The name cannot be used.
+    """
+    paths.safe_name(name, "name of the class images")
+    folder = paths.inside(paths.output_folder(), f"graft/class/{name}")
+    if any(_facts(path) != facts for path, facts in _kept.get(folder, {}).items()):
+        del _kept[folder]
+        _losses[folder] += 1
+    return str(_losses[folder])
+
+
+def _facts(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (-1, -1)
+    return (status.st_size, status.st_mtime_ns)
+
+
 def _captioned(part: Dataset, prompt: str) -> Dataset:
     items = tuple(
         item if any(item.captions) else replace(item, captions=(prompt,)) for item in part.items
@@ -110,6 +142,7 @@ def _drawn(
     if missing:
         firsts = sorted({wanted.index(path) // preview.AT_ONCE for path in missing})
         _draw(painter, settings, size, folder, key, firsts)
+    _kept.setdefault(folder, {}).update((path, _facts(path)) for path in wanted)
     return tuple(Item((prompt,), path=str(path), size=size) for path in wanted)
 
 

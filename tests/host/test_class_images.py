@@ -81,6 +81,27 @@ def test_a_folder_that_is_topped_up_holds_what_one_filled_at_once_holds(wires, o
     assert [p.read_bytes() for p in slowly] == [p.read_bytes() for p in at_once]
 
 
+def test_a_drawn_picture_that_is_deleted_is_drawn_again_by_the_same_graph(wires, output):
+    """The host runs a node again when its fingerprint changes, and only then."""
+    from graft.host.class_images import fingerprint
+
+    before = fingerprint("things")
+    assert not list(output.rglob("*")), "looking makes no folder"
+    add(wires, 2)
+    assert fingerprint("things") == before, "what was drawn is no change"
+    for number in range(2):
+        drawn(output)[number].unlink()
+        changed = fingerprint("things")
+        assert changed != before and fingerprint("things") == changed
+        add(wires, 2)
+        assert len(drawn(output)) == 4 and fingerprint("things") == changed
+        before = changed
+    drawn(output)[3].unlink()
+    assert fingerprint("things") == before, "no dataset has that one"
+    with pytest.raises(ValueError, match="name of the class images"):
+        fingerprint("../things")
+
+
 def test_another_prompt_or_model_draws_its_own(wires, output):
     from tests.host import tiny
 

@@ -303,3 +303,28 @@ def test_a_file_is_decoded_once_and_for_all(files, tmp_path, monkeypatch):
     for index in (tmp_path / "checks").iterdir():
         index.write_text(index.read_text().replace("width", "breadth"))
     assert Checks(tmp_path / "checks")(files[1]) == check_image(files[1])
+
+
+def test_a_picture_that_vanished_is_named_with_what_to_do(files, tmp_path):
+    """Wherever it is missed first, the error is one that the user can act on."""
+    from graft.trainers.data import ImageError, describe, split
+
+    mask = tmp_path / "m.png"
+    write(mask, seed=9)
+    items = tuple(Item(("a",), path=str(path)) for path in files)
+    dataset = Dataset(items, resolution=64)
+    masked = Dataset((Item(("a",), pixels=pixels(), mask=str(mask)),), resolution=64)
+    mask.unlink()
+    files[2].unlink()
+    digests = Digests(tmp_path / "index")
+    for look in (
+        lambda: dataset.digest(digests.picture, digests.mask),
+        dataset.digest,
+        lambda: describe(dataset),
+        lambda: split(dataset, 0.5),
+        lambda: dataset.view(2, 0),
+    ):
+        with pytest.raises(ImageError, match=f"{files[2].name}: does not exist any more.*put it "):
+            look()
+    with pytest.raises(ImageError, match="m.png: does not exist any more"):
+        masked.digest(digests.picture, digests.mask)

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from .dataset import Dataset
+from .images import vanished
 from .names import NAMED, picture_names, some
 from .notes import notes
 from .triggers import trigger_pattern
@@ -90,12 +91,13 @@ def duplicates(dataset: Dataset) -> list[list[int]]:
         Their numbers, a list for each group of two or more.
 
     Raises:
+        ImageError: A file is gone.
         OSError: A file cannot be read.
     """
     by_bytes = defaultdict(list)
     for index, item in enumerate(dataset.items):
         pixels = item.pixels
-        key = tuple(pixels.shape) if pixels is not None else Path(str(item.path)).stat().st_size
+        key = tuple(pixels.shape) if pixels is not None else _bytes(str(item.path))
         by_bytes[key].append(index)
     groups = defaultdict(list)
     for indices in by_bytes.values():
@@ -103,6 +105,13 @@ def duplicates(dataset: Dataset) -> list[list[int]]:
             for index in indices:
                 groups[dataset.items[index].picture_digest()].append(index)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _bytes(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError as error:
+        raise vanished(path) from error
 
 
 def _headline(dataset: Dataset) -> str:
