@@ -75,6 +75,12 @@ def with_class_images(
     prompt = prompt.strip()
     parts = []
     if given is not None:
+        silent = sum(not any(item.captions) for item in given.items)
+        if silent and not prompt:
+            raise ValueError(
+                f"class_prompt is empty, but {silent} of {have} class images have no caption: say what they show, "
+                "'a photo of a dog' say."
+            )
         parts.append(given.without_classes().map(lambda part: _captioned(part, prompt)))
     if have < number:
         if painter is None or not painter.can_draw:

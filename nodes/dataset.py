@@ -79,6 +79,14 @@ class LoadImages(io.ComfyNode):
                     False,
                     optional=True,
                 ),
+                switch(
+                    "allow_no_caption",
+                    "Also take pictures that have no caption: class images, which get class_prompt of Class Images, "
+                    "or pictures to train with the empty text.",
+                    False,
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[
                 output(GraftDataset, "DATASET", "Pictures with captions, for a training node."),
@@ -108,6 +116,7 @@ class LoadImages(io.ComfyNode):
         layout: str | None = PLAIN,
         masks: str | None = NO_MASKS,
         caption_lines: bool | None = False,
+        allow_no_caption: bool | None = False,
     ) -> str:
         if folder is None:  # it comes over a link, and changes with what is behind that
             return ""
@@ -126,10 +135,12 @@ class LoadImages(io.ComfyNode):
         layout: str = PLAIN,
         masks: str = NO_MASKS,
         caption_lines: bool = False,
+        allow_no_caption: bool = False,
     ) -> io.NodeOutput:
         path = graph.picture_folder(folder)
         check = Checks(paths.cache_folder() / "checks")
-        items, warnings = read_folder(path, caption, recursive, layout, caption_lines, masks, check)
+        given = (path, caption, recursive, layout, caption_lines, masks, check)
+        items, warnings = read_folder(*given, needs_captions=not allow_no_caption)
         check.save()
         labels = class_names(path) if layout == CLASSES else ()
         dataset = Dataset(

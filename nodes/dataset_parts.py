@@ -140,7 +140,8 @@ class ClassImages(io.ComfyNode):
                 socket(
                     GraftDataset,
                     "classes",
-                    "The class images, with captions that do not name the concept: a photo of a dog.",
+                    "The class images, with captions that do not name the concept, a photo of a dog, or without any: "
+                    "switch allow_no_caption on where they are loaded.",
                     optional=True,
                 ),
                 field(Dataset, "class_weight", "weight", step=0.05),

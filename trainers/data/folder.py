@@ -35,6 +35,7 @@ def read_folder(
     several: bool = False,
     masks: str = NO_MASKS,
     check: Callable[[Path], Checked] = check_image,
+    needs_captions: bool = True,
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     """Read a folder of pictures and their captions, in natural order of their names.
 
@@ -53,6 +54,7 @@ def read_folder(
         masks: "none"; "files": ``cat-masklabel.png`` beside ``cat.png``, white counts; "alpha": what is
             opaque in the picture counts.
         check: Finds out whether a picture can be used; another one may remember it.
+        needs_captions: Whether a picture without a caption is refused; else it has the empty one.
 
     Returns:
         The items, and warnings for people.
@@ -70,7 +72,7 @@ def read_folder(
     entries, notes = _masked(root, entries, listing, masks)
     warnings += notes
     missing = [entry.image for entry in entries if not entry.captions]
-    if missing and not problems:
+    if missing and needs_captions and not problems:
         raise ValueError(_no_captions(root, missing, len(entries), layout))
     items, notes = _items(root, entries, masks, problems, check)
     if problems:
@@ -219,6 +221,7 @@ def _no_captions(root: Path, missing: Sequence[Path], count: int, layout: str) -
     metadata = [name for name in METADATA if (root / name).is_file()]
     if metadata and layout != METADATA_FILE:
         hint += f"; to read {metadata[0]}, choose the layout '{METADATA_FILE}'"
+    hint += "; or switch allow_no_caption on, for class images that Class Images gives a caption"
     return f"{len(missing)} of {count} images in '{root.name}' have no caption: {some(missing)}. {hint}"
 
 
