@@ -39,14 +39,12 @@ def read_folder(
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     """Read a folder of pictures and their captions, in natural order of their names.
 
-    The caption of ``cat.png`` is ``cat.txt`` or ``cat.caption`` beside it, in UTF-8; ``caption``
-    stands in for those that have none or an empty one. Pictures that differ in their extension only
-    share a caption. Every picture is decoded once, so that a bad one is known now. Hidden files are
-    skipped.
+    The caption of ``cat.png`` is ``cat.txt`` or ``cat.caption`` beside it, in UTF-8, also that of ``cat.jpg``. Every
+    picture is decoded once, so that a bad one is known now. Hidden files are skipped.
 
     Args:
         folder: Where the pictures are.
-        caption: For pictures without a caption of their own.
+        caption: For pictures without a caption of their own, or with an empty one.
         recursive: Also read folders inside the folder.
         layout: "plain"; "repeats": folders called ``10_sks dog``; "classes": a folder for each class;
             "metadata": captions in metadata.jsonl or metadata.csv.
@@ -54,7 +52,7 @@ def read_folder(
         masks: "none"; "files": ``cat-masklabel.png`` beside ``cat.png``, white counts; "alpha": what is
             opaque in the picture counts.
         check: Finds out whether a picture can be used; another one may remember it.
-        needs_captions: Whether a picture without a caption is refused; else it has the empty one.
+        needs_captions: Whether a picture without one is refused.
 
     Returns:
         The items, and warnings for people.
