@@ -7,6 +7,7 @@ one that is filled at once holds.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,15 @@ from typing import Any
 
 import torch
 
-from ..trainers.data import Dataset, ImageError, Item, check_image, join, size_for
+from ..trainers.data import Captioning, Dataset, ImageError, Item, check_image, join, size_for
 from ..trainers.data.cache import key_of
 from ..trainers.preview import Preview
 from . import graph, identity, paths, preview
 
 STEPS, CFG = 20, 4.0
+# What datasets of this process have of each folder, by file its size and time, and how often some of it was lost.
+_kept: dict[Path, dict[Path, tuple[int, int]]] = {}
+_losses: Counter[Path] = Counter()
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,12 @@ def with_class_images(
     prompt = prompt.strip()
     parts = []
     if given is not None:
+        silent = sum(not any(item.captions) for item in given.items)
+        if silent and not prompt:
+            raise ValueError(
+                f"class_prompt is empty, but {silent} of {have} class images have no caption: say what they show, "
+                "'a photo of a dog' say."
+            )
         parts.append(given.without_classes().map(lambda part: _captioned(part, prompt)))
     if have < number:
         if painter is None or not painter.can_draw:
@@ -79,15 +89,46 @@ def with_class_images(
                 f"missing {number - have} drawn, or connect more class images, or lower number."
             )
         items = _drawn(painter, prompt, number - have, name, dataset.resolution)
-        parts.append(Dataset(items, resolution=dataset.resolution, source=f"class {name}"))
+        source, how = f"class {name}", Captioning(weighted=True)  # as they were drawn
+        parts.append(Dataset(items, resolution=dataset.resolution, source=source, captioning=how))
     return replace(dataset, classes=parts[0] if len(parts) == 1 else join(parts))
+
+
+def fingerprint(name: str) -> str:
+    """Changes when a drawn picture that some dataset has is gone, or is another one.
+
+    It is the same before pictures are drawn and after, as those are drawn because of it; so that a graph that was run
+    once is not run again.
+
+    Args:
+        name: The folder of those that are drawn.
+
+    Raises:
+        ValueError: The name cannot be used.
+    """
+    paths.safe_name(name, "name of the class images")
+    folder = paths.inside(paths.output_folder(), f"graft/class/{name}")
+    if any(_facts(path) != facts for path, facts in _kept.get(folder, {}).items()):
+        del _kept[folder]
+        _losses[folder] += 1
+    return str(_losses[folder])
+
+
+def _facts(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (-1, -1)
+    return (status.st_size, status.st_mtime_ns)
 
 
 def _captioned(part: Dataset, prompt: str) -> Dataset:
     items = tuple(
         item if any(item.captions) else replace(item, captions=(prompt,)) for item in part.items
     )
-    return replace(part, items=items)
+    if any(any(item.captions) for item in part.items):
+        return replace(part, items=items)
+    return replace(part, items=items, captioning=replace(part.captioning, weighted=True))
 
 
 def _drawn(
@@ -107,6 +148,7 @@ def _drawn(
     if missing:
         firsts = sorted({wanted.index(path) // preview.AT_ONCE for path in missing})
         _draw(painter, settings, size, folder, key, firsts)
+    _kept.setdefault(folder, {}).update((path, _facts(path)) for path in wanted)
     return tuple(Item((prompt,), path=str(path), size=size) for path in wanted)
 
 

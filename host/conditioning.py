@@ -7,6 +7,7 @@ batched as `comfy.samplers` batches prompts: what it would concatenate runs toge
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 UNTRAINABLE = ("area", "control", "gligen", "hooks", "mask")
 TEXT_WIDTHS = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "joint_attention_dim")
 TEXT_LAYERS = ("txt_in", "context_embedder", "cap_embedder", "text_embedding", "caption_projection")
+_BRACKET = re.compile(r"(?<!\\)[()]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +89,27 @@ def encode_texts(
     return encoded
 
 
+def literal(text: str) -> str:
+    """The prompt that stands for a text, its brackets being brackets and not weights.
+
+    ComfyUI takes a backslash before a bracket for that (`escape_important`). One that is there already stays, as
+    taggers write it: a prompt that has brackets would have to be written like that, too.
+
+    Args:
+        text: a caption.
+
+    Returns:
+        The prompt; the text itself where it has no brackets.
+    """
+    return _BRACKET.sub(r"\\\g<0>", text)
+
+
 def encode_text(clip: Any, text: str) -> Encoded:
     """Encode one text as the CLIPTextEncode node does, without gradients.
 
     Args:
         clip: a CLIP.
-        text: the prompt.
+        text: the prompt, in which brackets are weights; see `literal`.
 
     Returns:
         Its encoding.

@@ -4,11 +4,12 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from ..trainers.data import Item, check_image
 from ..trainers.data.file_digests import FileDigests
-from ..trainers.data.images import Checked
+from ..trainers.data.images import Checked, vanished
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Digests:
     def picture(self, item: Item) -> str:
         """As ``item.picture_digest()``."""
         if item.path is not None:
-            return self._files.digest(item.path, item.picture_digest)
+            return self._digest(item.path, item.picture_digest)
         if id(item) not in self._pixels:
             self._pixels[id(item)] = (item, item.picture_digest())
         return self._pixels[id(item)][1]
@@ -35,7 +36,7 @@ class Digests:
     def mask(self, item: Item) -> str:
         """As ``item.mask_digest()``."""
         if isinstance(item.mask, str):
-            return self._files.digest(item.mask, item.mask_digest)
+            return self._digest(item.mask, item.mask_digest)
         return item.mask_digest()
 
     def save(self) -> None:
@@ -45,6 +46,12 @@ class Digests:
             OSError: The disk is full, or the folder cannot be written.
         """
         self._files.save()
+
+    def _digest(self, path: str, read: Callable[[], str]) -> str:
+        try:
+            return self._files.digest(path, read)
+        except FileNotFoundError as error:
+            raise vanished(path) from error
 
 
 class Checks:

@@ -13,6 +13,7 @@ from ..trainers.data.cache import Cache, key_of
 from ..trainers.data.tensor_files import Entry
 from . import autoencoder, identity
 from .picture_index import Digests
+from .texts import choose_prompt
 from .training_data import View
 
 POLL_EVERY = 64  # pictures that are looked up
@@ -113,7 +114,7 @@ class EncodedPictures:
 
     def text(self, index: int, u: float) -> str:
         """The text of a picture for a uniform draw."""
-        return self._dataset.choose_text(index, u)
+        return choose_prompt(self._dataset, index, u)
 
     def weight(self, index: int) -> float:
         """The factor of a picture's loss."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from ..trainers.data import notes
 from ..trainers.data.cache import Cache
 from ..trainers.objectives import INSTANCES
 from . import identity, paths, preview
@@ -15,7 +16,7 @@ from .picture_index import Digests
 from .pictures import EncodedPictures
 from .priors import BaseText, PriorPictures, prior_list, prior_prompts
 from .request import Request
-from .texts import EncodedTexts
+from .texts import EncodedTexts, prompts
 from .trainee import Trainee
 from .training_data import Held, Prior, TrainingData
 
@@ -87,6 +88,7 @@ class Preparation:
             ValueError: The VAE or the CLIP is of another family.
         """
         self.pictures.prepare(lambda total: self._stage("encoding pictures", total), self._poll)
+        self._note()
         if self.classes is not None:
             self.classes.prepare(lambda n: self._stage("encoding class images", n), self._poll)
         if self.held_out is not None:
@@ -135,6 +137,15 @@ class Preparation:
         conditioner = Conditioner(trained.patcher, trained.device)
         return TrainingData(self.held_out, [], self.texts, conditioner, trained.device)
 
+    def _note(self) -> None:
+        """Say what of the data is hardly meant so."""
+        dataset, batch = self.request.dataset, self.request.plan.effective_batch
+        for text in notes(dataset, batch):
+            self._warn(text)
+        if dataset.classes is not None and self.classes is not None:
+            for text in notes(dataset.classes, batch):
+                self._warn(f"Class images: {text}")
+
     @property
     def _on_instances(self) -> bool:
         objective = self.request.objective
@@ -167,7 +178,7 @@ class Preparation:
     def _texts(self) -> list[str]:
         """Every text that a step may need, one of the dataset's first."""
         dataset = self.request.dataset
-        texts = dict.fromkeys(text for i in range(len(dataset)) for text in dataset.texts(i))
+        texts = dict.fromkeys(text for i in range(len(dataset)) for text in prompts(dataset, i))
         if self._base_text is not None:
             texts |= dict.fromkeys(text for t in texts if (text := self._base_text(t)) is not None)
             texts |= {"": None}
@@ -176,7 +187,7 @@ class Preparation:
             (self.request.validation, self.held_out),
         ):
             if own is not None and pictures is not None:
-                texts |= dict.fromkeys(text for i in range(len(own)) for text in own.texts(i))
+                texts |= dict.fromkeys(text for i in range(len(own)) for text in prompts(own, i))
         if self._drawn:
             texts |= dict.fromkeys([*self._drawn, ""])
         return list(texts)

@@ -15,10 +15,12 @@ import torch
 from ..trainers.data import Dataset
 from ..trainers.data.cache import Cache, key_of
 from ..trainers.data.tensor_files import Entry
+from ..trainers.data.triggers import trigger_pattern
 from ..trainers.objectives import Objective
 from ..trainers.preview import Preview
 from . import preview
-from .conditioning import Encoded
+from .conditioning import Encoded, literal
+from .texts import prompts
 from .trainee import Trainee
 from .training_data import Picture
 
@@ -76,15 +78,14 @@ class BaseText:
 
 def _texts(dataset: Dataset) -> dict[str, None]:
     """Every text that is trained with: the first of each picture, then the second of each, and so on."""
-    every = [dataset.texts(i) for i in range(len(dataset))]
+    every = [prompts(dataset, i) for i in range(len(dataset))]
     most = max(map(len, every))
     return dict.fromkeys(texts[k] for k in range(most) for texts in every if k < len(texts))
 
 
 def _triggers(dataset: Dataset) -> re.Pattern[str]:
-    """Finds the triggers as whole words; nothing, where there are none."""
-    words = "|".join(re.escape(trigger) for trigger in dataset.triggers)
-    return re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)")
+    """Finds the triggers in prompts, whose brackets have a backslash."""
+    return trigger_pattern([*dataset.triggers, *map(literal, dataset.triggers)])
 
 
 def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:

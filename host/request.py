@@ -57,10 +57,17 @@ def check(request: Request) -> None:
     for kind in ("clip", "vae"):
         if getattr(request, kind) is None:
             raise ValueError(f"No {kind.upper()} is connected; training needs that of the model.")
-    count, batch = len(request.dataset.items), request.plan.batch_size
+    items, batch = request.dataset.items, request.plan.batch_size
+    count = sum(request.dataset.repeats)
     if batch > count:
+        counted = "" if count == len(items) else ", repeats counted"
         raise ValueError(
-            f"batch_size is {batch} but the dataset has {count} pictures; lower batch_size or add pictures."
+            f"batch_size is {batch} but the dataset has {count} pictures{counted}; lower batch_size or add pictures."
+        )
+    if all(item.weight == 0 for item in items):
+        raise ValueError(
+            "All pictures of the dataset have weight 0, so nothing would be learned from them: give some of them more "
+            "in weights of Join Datasets, or in the column weight of metadata.jsonl or metadata.csv."
         )
     request.optimizer.check(request.model.load_device)
     if request.objective.preserve > 0 and request.objective.preserve_on == INSTANCES:

@@ -7,14 +7,42 @@ from typing import Any
 
 import torch
 
+from ..trainers.data import Dataset
 from ..trainers.data.cache import Cache, key_of
 from ..trainers.data.tensor_files import Entry
 from . import identity
-from .conditioning import Encoded, encode_text
+from .conditioning import Encoded, encode_text, literal
 
 _VERSION = "graft text 1"
 _PLAIN = (bool, int, float, str, type(None))
 _EMBEDDING = "embedding:"  # such a text depends on a file that is not in the key
+
+
+def prompts(dataset: Dataset, index: int) -> tuple[str, ...]:
+    """All that a step may encode for a picture: the dataset's texts as prompts.
+
+    Args:
+        dataset: The pictures.
+        index: Number of the picture.
+
+    Returns:
+        One or more different prompts; brackets are weights only where the captioning says so.
+
+    Raises:
+        ValueError: A wildcard cannot be read.
+    """
+    texts = dataset.texts(index)
+    return texts if _is_weighted(dataset, index) else tuple(dict.fromkeys(map(literal, texts)))
+
+
+def choose_prompt(dataset: Dataset, index: int, u: float) -> str:
+    """The one of `prompts` for a uniform draw in [0, 1)."""
+    text = dataset.choose_text(index, u)
+    return text if _is_weighted(dataset, index) else literal(text)
+
+
+def _is_weighted(dataset: Dataset, index: int) -> bool:
+    return dataset.part(index)[0].captioning.weighted
 
 
 class EncodedTexts(Mapping[str, Encoded]):

@@ -17,6 +17,7 @@ from ..trainers.data import (
     rgb_pixels,
     with_masks,
 )
+from ..trainers.data.caption_files import lines_of
 from ..trainers.data.folder import MASKS, NO_MASKS
 from ..trainers.data.layouts import CLASSES, LAYOUTS, PLAIN
 from .schema import GraftDataset, choice, field, output, schema, socket, switch, text, whole
@@ -78,6 +79,14 @@ class LoadImages(io.ComfyNode):
                     False,
                     optional=True,
                 ),
+                switch(
+                    "allow_no_caption",
+                    "Also take pictures that have no caption: class images, which get class_prompt of Class Images, "
+                    "or pictures to train with the empty text.",
+                    False,
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[
                 output(GraftDataset, "DATASET", "Pictures with captions, for a training node."),
@@ -107,6 +116,7 @@ class LoadImages(io.ComfyNode):
         layout: str | None = PLAIN,
         masks: str | None = NO_MASKS,
         caption_lines: bool | None = False,
+        allow_no_caption: bool | None = False,
     ) -> str:
         if folder is None:  # it comes over a link, and changes with what is behind that
             return ""
@@ -125,10 +135,12 @@ class LoadImages(io.ComfyNode):
         layout: str = PLAIN,
         masks: str = NO_MASKS,
         caption_lines: bool = False,
+        allow_no_caption: bool = False,
     ) -> io.NodeOutput:
         path = graph.picture_folder(folder)
         check = Checks(paths.cache_folder() / "checks")
-        items, warnings = read_folder(path, caption, recursive, layout, caption_lines, masks, check)
+        given = (path, caption, recursive, layout, caption_lines, masks, check)
+        items, warnings = read_folder(*given, needs_captions=not allow_no_caption)
         check.save()
         labels = class_names(path) if layout == CLASSES else ()
         dataset = Dataset(
@@ -204,7 +216,7 @@ def captions_for(count: int, captions: list[str]) -> list[str]:
     Raises:
         ValueError: There are no captions, or neither one nor as many as pictures.
     """
-    lines = captions if len(captions) != 1 else captions[0].strip().splitlines()
+    lines = captions if len(captions) != 1 else lines_of(captions[0].strip())
     texts = [line.strip() for line in lines]
     if not any(texts):
         raise ValueError(

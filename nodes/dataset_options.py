@@ -51,6 +51,7 @@ class Captions(io.ComfyNode):
                 field(Captioning, "variants"),
                 field(Captioning, "separator", advanced=True),
                 seed("Decides on the variants; they do not depend on the seed of a training."),
+                field(Captioning, "weighted", optional=True, advanced=True),
             ],
             outputs=[
                 output(GraftDataset, "DATASET", "The same pictures with these captions."),
@@ -73,6 +74,7 @@ class Captions(io.ComfyNode):
         variants: int,
         separator: str,
         seed: int,
+        weighted: bool = False,
     ) -> io.NodeOutput:
         captioning = Captioning(
             prefix=prefix,
@@ -86,6 +88,7 @@ class Captions(io.ComfyNode):
             variants=variants,
             separator=separator,
             seed=seed,
+            weighted=weighted,
         )
         changed = dataset.map(lambda part: replace(part, captioning=captioning))
         if wildcards:

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..host import paths
-from ..host.class_images import Painter, with_class_images
+from ..host.class_images import Painter, fingerprint, with_class_images
 from ..trainers.data import Dataset, contact_sheet, describe, join, split
 from ..trainers.data.join import AS_GIVEN, BALANCES
 from ..trainers.data.sheet import MOST
@@ -140,7 +140,8 @@ class ClassImages(io.ComfyNode):
                 socket(
                     GraftDataset,
                     "classes",
-                    "The class images, with captions that do not name the concept: a photo of a dog.",
+                    "The class images, with captions that do not name the concept, a photo of a dog, or without any: "
+                    "switch allow_no_caption on where they are loaded.",
                     optional=True,
                 ),
                 field(Dataset, "class_weight", "weight", step=0.05),
@@ -189,6 +190,21 @@ class ClassImages(io.ComfyNode):
         except ValueError as error:
             return str(error)
         return True
+
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        weight: float | None,
+        dataset: Any = None,
+        classes: Any = None,
+        class_prompt: str | None = "",
+        number: int | None = 0,
+        name: str | None = "class",
+        model: Any = None,
+        clip: Any = None,
+        vae: Any = None,
+    ) -> str:
+        return fingerprint(name) if name is not None else ""
 
     @classmethod
     def execute(

@@ -58,6 +58,7 @@ def test_what_is_missing_is_drawn_kept_and_used_again(wires, output):
     assert len(files) == 4  # they are drawn four at a time
     assert [item.path for item in dataset.classes.items] == [str(path) for path in files[:3]]
     assert all(path.with_suffix(".txt").read_text() == "a thing" for path in files)
+    assert dataset.classes.captioning.weighted  # a prompt drew them
     assert torch.equal(torch.get_rng_state(), state)
     bytes_of = {path: path.read_bytes() for path in files}
     assert len(set(bytes_of.values())) == 4 and Image.open(files[0]).size == (64, 64)
@@ -78,6 +79,27 @@ def test_a_folder_that_is_topped_up_holds_what_one_filled_at_once_holds(wires, o
     slowly, at_once = drawn(output, "slowly"), drawn(output, "at once")
     assert [p.name for p in slowly] == [p.name for p in at_once] and len(slowly) == 8
     assert [p.read_bytes() for p in slowly] == [p.read_bytes() for p in at_once]
+
+
+def test_a_drawn_picture_that_is_deleted_is_drawn_again_by_the_same_graph(wires, output):
+    """The host runs a node again when its fingerprint changes, and only then."""
+    from graft.host.class_images import fingerprint
+
+    before = fingerprint("things")
+    assert not list(output.rglob("*")), "looking makes no folder"
+    add(wires, 2)
+    assert fingerprint("things") == before, "what was drawn is no change"
+    for number in range(2):
+        drawn(output)[number].unlink()
+        changed = fingerprint("things")
+        assert changed != before and fingerprint("things") == changed
+        add(wires, 2)
+        assert len(drawn(output)) == 4 and fingerprint("things") == changed
+        before = changed
+    drawn(output)[3].unlink()
+    assert fingerprint("things") == before, "no dataset has that one"
+    with pytest.raises(ValueError, match="name of the class images"):
+        fingerprint("../things")
 
 
 def test_another_prompt_or_model_draws_its_own(wires, output):

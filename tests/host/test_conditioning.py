@@ -8,6 +8,7 @@ from graft.host.conditioning import (
     encode_text,
     encode_texts,
     family_check,
+    literal,
 )
 from graft.host.trainee import trainee
 from tests.host import tiny
@@ -119,6 +120,41 @@ def test_encoding_is_that_of_the_hosts_node(family, ambient):
         assert not tensor.is_inference() and not tensor.requires_grad
         assert tensor.dtype == torch.float32 and tensor.device.type == "cpu"
     (encoded.text * torch.ones(1, requires_grad=True)).sum().backward()
+
+
+LITERAL = [
+    ("saber (fate), red", "saber (fate), red"),
+    ("((best)) (a:1.4) :(", "((best)) (a:1.4) :("),
+    ("a) b (c", "a) b (c"),
+    (r"saber \(fate\)", "saber (fate)"),  # as taggers write it for prompts
+    (r"c:\dir\x, (^_^)", r"c:\dir\x, (^_^)"),
+]
+
+
+@pytest.mark.parametrize("which", ["sd1", "sdxl", "t5"])
+@pytest.mark.parametrize(("text", "meant"), LITERAL)
+def test_brackets_of_a_caption_are_brackets(which, text, meant):
+    """The library's tokenizer, which knows of no weights, says what the tokens of a text are."""
+    import comfy.sd1_clip
+    import comfy.sdxl_clip
+    from comfy.text_encoders import flux
+
+    kinds = {
+        "sd1": comfy.sd1_clip.SD1Tokenizer,
+        "sdxl": comfy.sdxl_clip.SDXLTokenizer,
+        "t5": flux.FluxTokenizer,
+    }
+    made = kinds[which]()
+    for name, rows in made.tokenize_with_weights(literal(text)).items():
+        own = getattr(made, {"l": "clip_l", "g": "clip_g"}.get(name, name))
+        wanted = own.tokenizer(meant)["input_ids"]
+        assert [token for token, _ in rows[0]][: len(wanted)] == wanted
+        assert {weight for row in rows for _, weight in row} == {1.0}
+
+
+def test_texts_without_brackets_stay_as_they_are():
+    for text in ("", "a red fox, {a|b}", r"back\slash", "[trigger] <lora:x:1>"):
+        assert literal(text) == text
 
 
 def test_each_distinct_text_is_encoded_once():

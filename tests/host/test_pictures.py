@@ -13,7 +13,7 @@ from graft.host.conditioning import encode_text
 from graft.host.picture_index import Digests
 from graft.host.pictures import EncodedPictures
 from graft.host.texts import EncodedTexts
-from graft.trainers.data import Dataset, Framing, Item
+from graft.trainers.data import Captioning, Dataset, Framing, Item
 from graft.trainers.data.cache import Cache
 from tests.host import tiny
 
@@ -249,6 +249,29 @@ def test_texts_are_encoded_once_and_by_their_clip(tmp_path):
     assert encode(["a", "b"])[1] == 2 and len(said) == 2
 
 
+def test_brackets_are_weights_only_where_captions_say_so(bench, tmp_path):
+    """Both ways of one caption have their own encodings, and steps draw from the right ones."""
+    from graft.host.texts import prompts
+
+    clip = tiny.clip("sdxl")
+    items = (Item(("saber (fate), red", "plain"), pixels=pixels()),)
+    both = [
+        Dataset(items, resolution=64, captioning=Captioning(weighted=weighted, dropout=0.2))
+        for weighted in (False, True)
+    ]
+    made = EncodedTexts(clip, Cache(tmp_path))
+    made.prepare([text for one in both for text in prompts(one, 0)], lambda total: lambda: None)
+    assert set(made) == {r"saber \(fate\), red", "saber (fate), red", "plain", ""}
+    assert made.encoded == 4 and len(list(tmp_path.rglob("*.tensors"))) == 4
+    drawn = [[bench.encode(one)[0].text(0, u) for u in (0.1, 0.3, 0.9)] for one in both]
+    assert drawn == [["", r"saber \(fate\), red", "plain"], ["", "saber (fate), red", "plain"]]
+    flat = clip.tokenize("saber (fate), red", disable_weights=True)
+    with torch.inference_mode():
+        wanted = clip.encode_from_tokens_scheduled(flat)[0][0]
+    assert torch.equal(made[r"saber \(fate\), red"].text, wanted)
+    assert not torch.equal(made["saber (fate), red"].text, wanted)
+
+
 def test_a_text_that_names_an_embedding_file_is_encoded_by_every_run(tmp_path):
     clip = tiny.clip("sdxl")
     for _ in range(2):  # the file behind the name may have changed
@@ -280,3 +303,28 @@ def test_a_file_is_decoded_once_and_for_all(files, tmp_path, monkeypatch):
     for index in (tmp_path / "checks").iterdir():
         index.write_text(index.read_text().replace("width", "breadth"))
     assert Checks(tmp_path / "checks")(files[1]) == check_image(files[1])
+
+
+def test_a_picture_that_vanished_is_named_with_what_to_do(files, tmp_path):
+    """Wherever it is missed first, the error is one that the user can act on."""
+    from graft.trainers.data import ImageError, describe, split
+
+    mask = tmp_path / "m.png"
+    write(mask, seed=9)
+    items = tuple(Item(("a",), path=str(path)) for path in files)
+    dataset = Dataset(items, resolution=64)
+    masked = Dataset((Item(("a",), pixels=pixels(), mask=str(mask)),), resolution=64)
+    mask.unlink()
+    files[2].unlink()
+    digests = Digests(tmp_path / "index")
+    for look in (
+        lambda: dataset.digest(digests.picture, digests.mask),
+        dataset.digest,
+        lambda: describe(dataset),
+        lambda: split(dataset, 0.5),
+        lambda: dataset.view(2, 0),
+    ):
+        with pytest.raises(ImageError, match=f"{files[2].name}: does not exist any more.*put it "):
+            look()
+    with pytest.raises(ImageError, match="m.png: does not exist any more"):
+        masked.digest(digests.picture, digests.mask)

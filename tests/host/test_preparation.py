@@ -216,3 +216,55 @@ def test_the_text_without_the_concept():
     assert [bare(text) for text in captions] == ["a dog", None, ", a cat", None, None]
     named = BaseText(dataset, Objective(class_word=r"\1 wolf"))
     assert named("a sks dog") == r"a \1 wolf dog" and named("a  big sks") == r"a big \1 wolf"
+
+
+def test_the_concept_is_taken_out_whatever_its_case_and_neighbours():
+    from graft.host.priors import BaseText, prior_prompts
+    from graft.trainers.data import Dataset, Item
+    from graft.trainers.objectives import Objective
+
+    captions = ["一只zork狗在草地上", "A Zork runs", "zorks"]
+    items = tuple(Item((text,), pixels=torch.zeros(64, 64, 3)) for text in captions)
+    dataset = Dataset(items, trigger="zork")
+    text = BaseText(dataset, Objective(class_word="dog"))
+    assert [text(one) for one in captions] == ["一只dog狗在草地上", "A dog runs", None]
+    assert prior_prompts(dataset, ()) == ("一只 狗在草地上", "A runs", "")
+
+
+def test_the_concept_may_have_brackets():
+    from graft.host.priors import BaseText
+    from graft.trainers.data import Captioning, Dataset, Item
+    from graft.trainers.objectives import Objective
+
+    items = tuple(
+        Item((text,), pixels=torch.zeros(64, 64, 3)) for text in ("saber (fate), red (x)", "a (x)")
+    )
+    plain = Dataset(items, trigger="saber (fate)")
+    assert BaseText(plain, Objective(class_word="a knight"))(r"saber \(fate\), red \(x\)") == (
+        r"a knight, red \(x\)"
+    )
+    weighted = Dataset(items, trigger="saber (fate)", captioning=Captioning(weighted=True))
+    assert BaseText(weighted, Objective())("saber (fate), red (x)") == ", red (x)"
+
+
+def test_repeats_count_and_what_is_hardly_meant_is_said(wires, output):
+    """One picture ten times fills a batch of 2; beside others a lone shape counts as often as a step has pictures."""
+    from graft.trainers.data import Dataset, Framing, Item
+
+    one = Item(("a",), pixels=torch.rand(64, 64, 3), repeats=10)
+    made, said = train(wires, Dataset((one,), resolution=64), steps=1, plan=(2, 1))
+    assert len(made.loss_map["loss"]) == 1 and not said
+    with pytest.raises(ValueError, match="batch_size is 11 but the dataset has 10 pictures, rep"):
+        train(wires, Dataset((one,), resolution=64), plan=(11, 1))
+    lone = Item(("b",), pixels=torch.rand(32, 96, 3))
+    dataset = Dataset((one, lone), resolution=64, framing=Framing(crop="random"))
+    _, said = train(wires, dataset, steps=1, plan=(2, 2))
+    assert len(said) == 2 and "a step of 4: image 2 4 times" in said[0]
+    assert "one random crop, the same in the whole run" in said[1]
+
+
+def test_weights_that_are_all_zero_are_refused(wires, output):
+    items = tuple(dataclasses.replace(item, weight=0.0) for item in varied().items)
+    with pytest.raises(ValueError, match="All pictures of the dataset have weight 0.*Join Datas"):
+        train(wires, dataclasses.replace(varied(), items=items))
+    assert not list(output.rglob("*.*"))

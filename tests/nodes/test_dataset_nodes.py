@@ -174,6 +174,20 @@ def test_split_and_class_images():
     assert report.startswith("training:\n3 images") and "held out:\n1 image" in report
 
 
+def test_a_folder_without_captions_has_the_class_prompt(folder):
+    from graft.nodes.dataset_parts import ClassImages
+
+    with pytest.raises(ValueError, match="have no caption.*switch allow_no_caption on"):
+        load("pets/2_dog")
+    classes, report = load("pets/2_dog", allow_no_caption=True)
+    assert {item.captions for item in classes.items} == {("",)} and "captions: 0 of" in report
+    made, report = ClassImages.execute(dataset(), 1.0, classes, "a photo of a dog").args
+    assert {made.classes.texts(i) for i in range(len(classes))} == {("a photo of a dog",)}
+    assert made.classes.captioning.weighted, "a prompt has ComfyUI's syntax"
+    with pytest.raises(ValueError, match=f"class_prompt is empty, but {len(classes)} of"):
+        ClassImages.execute(dataset(), 1.0, classes)
+
+
 def test_class_images_are_drawn_where_they_are_missing():
     from graft.nodes.dataset_parts import ClassImages
 

@@ -11,6 +11,7 @@ from .item import Item
 from .join import join
 from .listing import folder_fingerprint
 from .masks import with_masks
+from .notes import notes
 from .report import check_texts, describe, duplicates, list_texts
 from .sheet import contact_sheet
 from .split import split
@@ -35,6 +36,7 @@ __all__ = [
     "image_size",
     "join",
     "list_texts",
+    "notes",
     "random_crop",
     "read_folder",
     "read_image",

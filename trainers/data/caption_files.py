@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions in text files beside the pictures."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from .listing import NO_FILE, some, stem
+
+_NEWLINE = re.compile(r"\r\n|\r|\n")
 
 
 def read_text(root: Path, path: Path) -> str:
@@ -23,14 +26,46 @@ def read_text(root: Path, path: Path) -> str:
     if not (root / path).is_file():
         raise ValueError(NO_FILE)
     try:
-        return (root / path).read_bytes().decode("utf-8-sig")
+        data = (root / path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+    remedy = "save it as UTF-8 in an editor"
+    if b"\0" in data or data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"is not UTF-8 text but {_wide(data)}: {remedy}")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         where = f"byte 0x{byte:02x} at position {error.start}"
-        text = f"is not UTF-8 text ({where}): save it as UTF-8 in an editor"
-        raise ValueError(text) from error
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from error
+        raise ValueError(f"is not UTF-8 text ({where}): {remedy}") from error
+
+
+def _wide(data: bytes) -> str:
+    """Name the encoding of a text that has zero bytes or a byte-order mark of two bytes."""
+    if data[:2] == b"\xff\xfe":
+        return "UTF-16-LE or UTF-32-LE, as its byte-order mark says"
+    if data[:2] == b"\xfe\xff":
+        return "UTF-16-BE, as its byte-order mark says"
+    counts = [data[start::4].count(0) for start in range(4)]
+    quarter = len(data) // 4
+    if 0 < quarter in (min(counts[:2]), min(counts[2:])):
+        return "UTF-32, as its zero bytes show"
+    even, odd = counts[0] + counts[2], counts[1] + counts[3]
+    if len(data) % 2 or min(even, odd) > max(even, odd) // 4:
+        return "has zero bytes, which no text has"
+    return f"UTF-16-{'LE' if odd > even else 'BE'}, as its zero bytes show"
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text; only CR, LF and both end one, and not all that `str.splitlines` takes for an end.
+
+    Args:
+        text: As it was read.
+
+    Returns:
+        One or more lines, without their ends.
+    """
+    return _NEWLINE.split(text)
 
 
 def captions_of(text: str, several: bool = False) -> tuple[str, ...]:
@@ -43,7 +78,7 @@ def captions_of(text: str, several: bool = False) -> tuple[str, ...]:
     Returns:
         Captions with single spaces between words; none for a blank text.
     """
-    lines = text.splitlines() if several else [text]
+    lines = lines_of(text) if several else [text]
     return tuple(caption for caption in (" ".join(line.split()) for line in lines) if caption)
 
 

@@ -7,7 +7,6 @@ those of sd-scripts (`shuffle_caption`, `keep_tokens`, `caption_dropout_rate`, .
 and trigger stay in their place when tags are shuffled.
 """
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,8 +14,8 @@ import torch
 
 from ...registry import check_limits, option
 from ..random import generator
+from .triggers import PLACEHOLDER, trigger_pattern
 
-PLACEHOLDER = "[trigger]"
 _PAUSES = (",", ".", ";", ":", "!", "?")
 
 
@@ -32,13 +31,17 @@ class Captioning:
     suffix: str = option("", "Put after every caption.")
     add_trigger: bool = option(
         False,
-        "Put the dataset's trigger in place of [trigger], or before a caption that has neither.",
+        "Put the dataset's trigger in place of [trigger], also in prefix and suffix, or before the caption where the "
+        "text has neither.",
     )
     shuffle: bool = option(
         False, "Shuffle the tags of a caption, so that their order is not learned."
     )
     keep_tags: int = option(
-        1, "Tags at the beginning that keep their place and are never dropped.", min=0, max=1000
+        1,
+        "Tags at the beginning that keep their place and are never dropped. A tag with the trigger never is, either.",
+        min=0,
+        max=1000,
     )
     tag_dropout: float = option(
         0.0, "Share of the tags that is left out, each by chance.", min=0.0, max=1.0
@@ -62,6 +65,11 @@ class Captioning:
     )
     separator: str = option(",", "What stands between tags.")
     seed: int = option(0, "Seed of the variants.", min=0, max=2**64 - 1)
+    weighted: bool = option(
+        False,
+        "Take brackets in captions for prompt weights, (red:1.3), as ComfyUI does in prompts. Off: they are brackets, "
+        "as in the tag saber (fate).",
+    )
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -78,8 +86,7 @@ class Captioning:
     def texts(self, captions: tuple[str, ...], trigger: str = "") -> tuple[str, ...]:
         """All the different texts that captions become, the empty one of the dropout apart.
 
-        Each caption has the same number of variants, together at least ``variants``. They depend on
-        the caption only, so that pictures with one caption share their encodings.
+        They depend on the caption only, so that pictures with one caption share their encodings.
 
         Args:
             captions: The captions of one picture.
@@ -91,7 +98,7 @@ class Captioning:
         Raises:
             ValueError: Braces of a wildcard do not match.
         """
-        return _texts(self, captions, trigger.strip())
+        return tuple(dict.fromkeys(_variants(self, captions, trigger.strip())))
 
     def all_texts(self, captions: tuple[str, ...], trigger: str = "") -> tuple[str, ...]:
         """The texts and, where there is caption dropout, the empty one; for what encodes them."""
@@ -99,7 +106,10 @@ class Captioning:
         return tuple(dict.fromkeys([*texts, ""])) if self.dropout > 0 else texts
 
     def choose(self, captions: tuple[str, ...], trigger: str, u: float) -> str:
-        """The text for a uniform draw: empty below ``dropout``, above it each text alike.
+        """The text for a uniform draw: empty below ``dropout``, above it each variant alike.
+
+        Each caption has as many variants as another, together at least ``variants``. Equal ones count as often as
+        they were drawn, so that a tag is left out as often as ``tag_dropout`` says.
 
         Args:
             captions: The captions of one picture.
@@ -116,36 +126,41 @@ class Captioning:
             raise ValueError(f"a uniform draw is {u}; it must be in [0, 1)")
         if u < self.dropout:
             return ""
-        texts = self.texts(captions, trigger)
+        texts = _variants(self, captions, trigger.strip())
         place = int((u - self.dropout) / (1 - self.dropout) * len(texts))
         return texts[min(place, len(texts) - 1)]  # the division may round up to 1
 
 
 @lru_cache(maxsize=4096)
-def _texts(how: Captioning, captions: tuple[str, ...], trigger: str) -> tuple[str, ...]:
+def _variants(how: Captioning, captions: tuple[str, ...], trigger: str) -> tuple[str, ...]:
+    """What a step draws among, equal texts each time they came up."""
     each = -(-how.variants // len(captions)) if how.is_random else 1
     places = ((number, caption) for number in range(each) for caption in captions)
-    texts = (_variant(how, caption, trigger, number) for number, caption in places)
-    return tuple(dict.fromkeys(texts))
+    return tuple(_variant(how, caption, trigger, number) for number, caption in places)
 
 
 def _variant(how: Captioning, caption: str, trigger: str, number: int) -> str:
+    parts = [how.prefix, caption, how.suffix]
     if how.is_random:
         draws = generator(how.seed, f"caption {caption}", number)
-        parts = [how.prefix, caption, how.suffix]
         if how.wildcards:
             parts = [choose_wildcards(part, draws) for part in parts]
-        prefix, body, suffix = parts
         if how.shuffle or how.tag_dropout > 0:
-            body = _shuffled(how, body, draws)
-    else:
-        prefix, body, suffix = how.prefix, caption, how.suffix
+            parts[1] = _shuffled(how, parts[1], trigger, draws)
     if how.add_trigger and trigger:
-        if PLACEHOLDER in body:
-            body = body.replace(PLACEHOLDER, trigger)
-        elif not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", body):
-            body = f"{trigger}, {body}" if body else trigger
+        parts = _with_trigger(parts, trigger)
+    prefix, body, suffix = parts
     return _joined(_joined(prefix.strip(), body), suffix.strip())
+
+
+def _with_trigger(parts: list[str], trigger: str) -> list[str]:
+    """Prefix, caption and suffix with the trigger once, or wherever the placeholder is."""
+    if any(PLACEHOLDER in part for part in parts):
+        return [part.replace(PLACEHOLDER, trigger) for part in parts]
+    if any(map(trigger_pattern([trigger]).search, parts)):
+        return parts
+    prefix, body, suffix = parts
+    return [prefix, f"{trigger}, {body}" if body else trigger, suffix]
 
 
 def _joined(first: str, second: str) -> str:
@@ -154,8 +169,8 @@ def _joined(first: str, second: str) -> str:
     return first + second if second.startswith(_PAUSES) else f"{first} {second}"
 
 
-def _shuffled(how: Captioning, text: str, draws: torch.Generator) -> str:
-    """Shuffle and drop the tags behind the kept ones."""
+def _shuffled(how: Captioning, text: str, trigger: str, draws: torch.Generator) -> str:
+    """Shuffle and drop the tags behind the kept ones; a tag with the trigger stays."""
     separator = how.separator.strip()
     tags = [tag.strip() for tag in text.split(separator)]
     tags = [tag for tag in tags if tag]
@@ -164,7 +179,10 @@ def _shuffled(how: Captioning, text: str, draws: torch.Generator) -> str:
         rest = [rest[i] for i in torch.randperm(len(rest), generator=draws).tolist()]
     if how.tag_dropout > 0:
         stays = torch.rand(len(rest), generator=draws, dtype=torch.float64) >= how.tag_dropout
-        rest = [tag for tag, stay in zip(rest, stays.tolist(), strict=True) if stay]
+        is_named = trigger_pattern([trigger, PLACEHOLDER]).search
+        rest = [
+            tag for tag, stay in zip(rest, stays.tolist(), strict=True) if stay or is_named(tag)
+        ]
     glue = f"{separator} " if separator in _PAUSES else f" {separator} "
     return glue.join(kept + rest)
 

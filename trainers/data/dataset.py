@@ -128,7 +128,8 @@ class Dataset:
     def choose_text(self, index: int, u: float) -> str:
         """The text of a picture for a uniform draw ``u`` in [0, 1).
 
-        The first ``captioning.dropout`` of the interval gives the empty text, the rest each text alike.
+        The first ``captioning.dropout`` of the interval gives the empty text, the rest each variant alike; see
+        `Captioning.choose`.
 
         Args:
             index: Number of the picture.

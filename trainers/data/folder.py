@@ -35,17 +35,16 @@ def read_folder(
     several: bool = False,
     masks: str = NO_MASKS,
     check: Callable[[Path], Checked] = check_image,
+    needs_captions: bool = True,
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     """Read a folder of pictures and their captions, in natural order of their names.
 
-    The caption of ``cat.png`` is ``cat.txt`` or ``cat.caption`` beside it, in UTF-8; ``caption``
-    stands in for those that have none or an empty one. Pictures that differ in their extension only
-    share a caption. Every picture is decoded once, so that a bad one is known now. Hidden files are
-    skipped.
+    The caption of ``cat.png`` is ``cat.txt`` or ``cat.caption`` beside it, in UTF-8, also that of ``cat.jpg``. Every
+    picture is decoded once, so that a bad one is known now. Hidden files are skipped.
 
     Args:
         folder: Where the pictures are.
-        caption: For pictures without a caption of their own.
+        caption: For pictures without a caption of their own, or with an empty one.
         recursive: Also read folders inside the folder.
         layout: "plain"; "repeats": folders called ``10_sks dog``; "classes": a folder for each class;
             "metadata": captions in metadata.jsonl or metadata.csv.
@@ -53,6 +52,7 @@ def read_folder(
         masks: "none"; "files": ``cat-masklabel.png`` beside ``cat.png``, white counts; "alpha": what is
             opaque in the picture counts.
         check: Finds out whether a picture can be used; another one may remember it.
+        needs_captions: Whether a picture without one is refused.
 
     Returns:
         The items, and warnings for people.
@@ -70,7 +70,7 @@ def read_folder(
     entries, notes = _masked(root, entries, listing, masks)
     warnings += notes
     missing = [entry.image for entry in entries if not entry.captions]
-    if missing and not problems:
+    if missing and needs_captions and not problems:
         raise ValueError(_no_captions(root, missing, len(entries), layout))
     items, notes = _items(root, entries, masks, problems, check)
     if problems:
@@ -219,6 +219,7 @@ def _no_captions(root: Path, missing: Sequence[Path], count: int, layout: str) -
     metadata = [name for name in METADATA if (root / name).is_file()]
     if metadata and layout != METADATA_FILE:
         hint += f"; to read {metadata[0]}, choose the layout '{METADATA_FILE}'"
+    hint += "; or switch allow_no_caption on, for class images that Class Images gives a caption"
     return f"{len(missing)} of {count} images in '{root.name}' have no caption: {some(missing)}. {hint}"
 
 

@@ -75,6 +75,23 @@ class ImageError(ValueError):
         self.reason = reason
 
 
+def vanished(path: str | Path) -> ImageError:
+    """The error for a file that was there when the dataset was made.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What is wrong, and what to do.
+    """
+    path = Path(path)
+    return ImageError(
+        path.name,
+        f"does not exist any more in '{path.parent}': put it back, or change a widget of the node that made the "
+        "dataset, so that it is made again",
+    )
+
+
 @dataclass(frozen=True)
 class Checked:
     """What `check_image` found.
@@ -216,7 +233,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(path.name, "does not exist") from error
+        raise vanished(path) from error
     except PermissionError as error:
         raise ImageError(path.name, "may not be read: look at its permissions") from error
     except UnidentifiedImageError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .images import MIN_PX, ImageError, image_size, read_alpha, read_image
+from .images import MIN_PX, ImageError, image_size, read_alpha, read_image, vanished
 
 _CHUNK_BYTES = 1 << 20
 MAX_REPEATS = 100_000
@@ -146,6 +146,7 @@ class Item:
             A SHA-256 in hexadecimal.
 
         Raises:
+            ImageError: The file is gone.
             OSError: The file cannot be read.
         """
         if self.pixels is not None:
@@ -159,6 +160,7 @@ class Item:
             A SHA-256 in hexadecimal, "alpha", or nothing where there is no mask.
 
         Raises:
+            ImageError: The file is gone.
             OSError: The file cannot be read.
         """
         if self.mask_from_alpha:
@@ -221,9 +223,12 @@ def _own(tensor: Tensor, what: str) -> Tensor:
 
 def _file_digest(path: str) -> str:
     sha = hashlib.sha256(b"file")
-    with Path(path).open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            sha.update(chunk)
+    try:
+        with Path(path).open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                sha.update(chunk)
+    except FileNotFoundError as error:
+        raise vanished(path) from error
     return sha.hexdigest()
 
 

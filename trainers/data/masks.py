@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from .dataset import Dataset
-from .report import picture_names, some
+from .names import picture_names, some
 
 
 def with_masks(dataset: Dataset, masks: Sequence[Tensor], invert: bool = False) -> Dataset:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from .caption_files import captions_of, read_text
+from .caption_files import captions_of, lines_of, read_text
 from .item import MAX_REPEATS
 from .layouts import Entry
 from .listing import METADATA, Listing, some, stays
@@ -81,13 +81,13 @@ def _find(root: Path) -> Path:
 
 
 def _jsonl(root: Path, name: Path) -> Iterator[Row]:
-    lines = read_text(root, name).rstrip().splitlines()
-    for number, line in enumerate(lines, 1):
+    text = read_text(root, name).rstrip()
+    for number, line in enumerate(lines_of(text) if text else [], 1):
         where = f"row {number}"
         if not line.strip():
             raise ValueError(f"{where} is empty: remove it")
         try:
-            row = json.loads(line, object_pairs_hook=_once)
+            row = json.loads(line, object_pairs_hook=_once, strict=False)
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{where} cannot be read ({error}): it has to be one JSON object"

@@ -6,6 +6,7 @@ shuffled and cut into effective batches, the last one filled up from the bucket'
 the batches are shuffled.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 
@@ -68,3 +69,29 @@ class Order:
             len(batches), generator=generator(self._seed, self._use + "batches", epoch)
         )
         return tuple(batches[i] for i in turn.tolist())
+
+
+def overcounted(
+    buckets: Sequence[Hashable], batch: int, repeats: Sequence[int]
+) -> dict[int, float]:
+    """Pictures that an epoch has much more often than others, as their bucket cannot fill an effective batch.
+
+    Args:
+        buckets: The bucket of each picture.
+        batch: Pictures in one optimizer step.
+        repeats: How often an epoch has each picture.
+
+    Returns:
+        How many times as often, by picture: of those that are alone in a bucket, or more than twice. None where there
+        is only one bucket, in which all are alike.
+    """
+    counts: Counter[Hashable] = Counter()
+    for bucket, count in zip(buckets, repeats, strict=True):
+        counts[bucket] += count
+    if len(counts) < 2 or batch < 2:
+        return {}
+    return {
+        index: batch / counts[bucket]
+        for index, bucket in enumerate(buckets)
+        if counts[bucket] == 1 or batch > 2 * counts[bucket]
+    }

@@ -2,12 +2,13 @@
 """What a dataset holds, as text for people: buckets, captions, duplicates, warnings."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 from .dataset import Dataset
-
-_NAMED = 5
+from .images import vanished
+from .names import NAMED, picture_names, some
+from .notes import notes
+from .triggers import trigger_pattern
 
 
 def describe(dataset: Dataset) -> str:
@@ -33,7 +34,7 @@ def describe(dataset: Dataset) -> str:
     lines += _small_lines(dataset, names)
     for group in duplicates(dataset):
         lines.append("same picture twice: " + " = ".join(names[i] for i in group))
-    lines += [f"warning: {text}" for text in dataset.warnings]
+    lines += [f"warning: {text}" for text in (*dataset.warnings, *notes(dataset))]
     if dataset.classes is not None:
         lines += [f"class images, weight {dataset.class_weight:g}:"]
         lines += [f"  {line}" for line in describe(dataset.classes).splitlines()]
@@ -56,9 +57,9 @@ def check_texts(dataset: Dataset) -> None:
         except ValueError as error:
             problems.append(f"{name}: {error}")
     if problems:
-        more = f"\n  and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        more = f"\n  and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         count = _count(len(problems), "caption")
-        raise ValueError(f"{count} cannot be used:\n  " + "\n  ".join(problems[:_NAMED]) + more)
+        raise ValueError(f"{count} cannot be used:\n  " + "\n  ".join(problems[:NAMED]) + more)
 
 
 def list_texts(dataset: Dataset, count: int = 8) -> str:
@@ -80,18 +81,6 @@ def list_texts(dataset: Dataset, count: int = 8) -> str:
     return "\n".join(lines)
 
 
-def picture_names(dataset: Dataset) -> list[str]:
-    """What each picture is called: its file, or its number.
-
-    Args:
-        dataset: Whose pictures.
-
-    Returns:
-        One name for each.
-    """
-    return [item.name or f"image {n}" for n, item in enumerate(dataset.items, 1)]
-
-
 def duplicates(dataset: Dataset) -> list[list[int]]:
     """Groups of pictures with equal contents; only files of equal length are read.
 
@@ -102,12 +91,13 @@ def duplicates(dataset: Dataset) -> list[list[int]]:
         Their numbers, a list for each group of two or more.
 
     Raises:
+        ImageError: A file is gone.
         OSError: A file cannot be read.
     """
     by_bytes = defaultdict(list)
     for index, item in enumerate(dataset.items):
         pixels = item.pixels
-        key = tuple(pixels.shape) if pixels is not None else Path(str(item.path)).stat().st_size
+        key = tuple(pixels.shape) if pixels is not None else _bytes(str(item.path))
         by_bytes[key].append(index)
     groups = defaultdict(list)
     for indices in by_bytes.values():
@@ -115,6 +105,13 @@ def duplicates(dataset: Dataset) -> list[list[int]]:
             for index in indices:
                 groups[dataset.items[index].picture_digest()].append(index)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _bytes(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError as error:
+        raise vanished(path) from error
 
 
 def _headline(dataset: Dataset) -> str:
@@ -179,7 +176,8 @@ def _caption_lines(dataset: Dataset, names: list[str]) -> list[str]:
         own = texts[start : start + len(part)]
         start += len(part)
         if part.trigger:
-            count = sum(any(part.trigger in text for text in one) for one in own)
+            is_there = trigger_pattern([part.trigger]).search
+            count = sum(any(map(is_there, one)) for one in own)
             lines.append(f'trigger "{part.trigger}": in {count} of {len(part)} captions')
     return lines
 
@@ -197,10 +195,3 @@ def _small_lines(dataset: Dataset, names: list[str]) -> list[str]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .buckets import Fitted
 from .dataset import Dataset
-from .report import picture_names
+from .names import picture_names
 
 INK, MUTED, PAPER, FRAME, OUTLINE = "#1f2328", "#656d76", "#ffffff", "#d0d7de", (255, 0, 128)
 SIDE_PX, GAP_PX, MARGIN_PX, LINE_PX, TEXT_PX = 192, 16, 20, 17, 13

@@ -120,6 +120,67 @@ def test_a_draw_gives_dropout_its_share_exactly_and_each_text_alike():
     assert {Captioning().choose(("a",), "", u) for u in grid} == {"a"}
 
 
+def shares(how, captions, trigger="", draws=400):
+    """How often each text is drawn, on a grid of uniform draws, by hand: no generator of ours decides."""
+    grid = [(n + 0.5) / draws for n in range(draws)]
+    counts = Counter(how.choose(captions, trigger, u) for u in grid)
+    return {text: count / draws for text, count in counts.items()}
+
+
+@pytest.mark.parametrize("variants", [8, 64])
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.3])
+def test_steps_drop_a_tag_as_often_as_the_share_says(rate, variants):
+    """Over 300 captions with one tag to drop: a mean of 300 x variants draws of probability `rate`."""
+    how = Captioning(tag_dropout=rate, variants=variants)
+    captions = [f"a cat {n}, sitting" for n in range(300)]
+    dropped = sum(shares(how, (text,)).get(text.split(",")[0], 0) for text in captions) / 300
+    assert abs(dropped - rate) <= 4 * math.sqrt(rate * (1 - rate) / (300 * variants))
+
+
+def test_wildcards_are_drawn_as_often_as_they_are_written():
+    captions = [f"{{red|red|red|blue}} {n}" for n in range(300)]
+    how = Captioning(wildcards=True)
+    red = sum(shares(how, (text,)).get(f"red {n}", 0) for n, text in enumerate(captions)) / 300
+    assert abs(red - 0.75) <= 4 * math.sqrt(0.75 * 0.25 / (300 * 8))
+
+
+def test_captions_of_one_picture_are_drawn_alike():
+    drawn = shares(Captioning(shuffle=True, keep_tags=0), ("a cat", "tag1, tag2, tag3, tag4"))
+    assert drawn["a cat"] == 0.5
+    assert shares(Captioning(), ("a", "b", "a", "a")) == {"a": 0.75, "b": 0.25}
+
+
+def test_what_is_encoded_has_every_text_once():
+    for how in (Captioning(tag_dropout=0.3, variants=64), Captioning(wildcards=True)):
+        encoded = how.all_texts(("a {cat|cat}, sitting", "a {cat|cat}, sitting"))
+        assert len(set(encoded)) == len(encoded)
+        assert set(encoded) == set(shares(how, ("a {cat|cat}, sitting",) * 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"prefix": "photo of [trigger],"}, "photo of sks, a dog"),
+        ({"suffix": ", [trigger] style"}, "a dog, sks style"),
+        ({"prefix": "[trigger]:", "suffix": "by [trigger]"}, "sks: a dog by sks"),
+        ({"prefix": "photo of sks,"}, "photo of sks, a dog"),
+        ({"suffix": "in SKS style"}, "a dog in SKS style"),
+        ({"prefix": "photo of asks,"}, "photo of asks, sks, a dog"),
+    ],
+)
+def test_prefix_and_suffix_can_have_the_trigger(settings, expected):
+    assert texts("a dog", "sks", add_trigger=True, **settings) == (expected,)
+
+
+def test_a_tag_with_the_trigger_is_never_dropped():
+    how = {"keep_tags": 0, "tag_dropout": 1.0, "shuffle": True}
+    for add_trigger in (False, True):
+        assert texts("red, Sks dog, park", "sks", add_trigger=add_trigger, **how) == ("Sks dog",)
+    assert texts("red, [trigger] dog, park", "sks", **how) == ("[trigger] dog",)
+    assert texts("red, [trigger] dog", "sks", add_trigger=True, **how) == ("sks dog",)
+    assert texts("red, asks", "sks", **how) == ("",)
+
+
 @pytest.mark.parametrize("u", [-0.1, 1.0, math.nan])
 def test_a_draw_outside_is_refused(u):
     with pytest.raises(ValueError, match="must be in"):

@@ -19,6 +19,7 @@ from graft.trainers.data import (
     check_texts,
     describe,
     join,
+    notes,
     read_folder,
 )
 
@@ -224,6 +225,8 @@ def test_report(tmp_path):
         'trigger "sks": in 1 of 5 captions',
         "same picture twice: a.png = d.png",
         "warning: captions without an image: lost.txt",
+        "warning: Alone in a bucket: image 5 (80 x 40). With more than one picture in a step it is repeated until the "
+        "step is full, and counts that often.",
     ]
 
 
@@ -266,6 +269,8 @@ def test_report_of_joined_datasets_with_everything():
         'trigger "sks": in 1 of 1 captions',
         'trigger "zorb": in 0 of 2 captions',
         "too small for the resolution: image 3 (32 x 32)",
+        "warning: Alone in a bucket: image 2 (48 x 64), image 3 (32 x 32). With more than one picture in a step it is "
+        "repeated until the step is full, and counts that often.",
         "class images, weight 1:",
         "  1 image, resolution 32",
         "  buckets:",
@@ -282,3 +287,41 @@ def test_captions_that_cannot_be_read_are_named():
     with pytest.raises(ValueError, match="2 captions cannot be used") as caught:
         check_texts(Dataset(items, captioning=Captioning(wildcards=True)))
     assert "image 2: a '{'" in str(caught.value) and "image 3: a '}'" in str(caught.value)
+
+
+def noted(captions=("a",), weight=1.0, trigger="", crops=1, **settings):
+    items = [Item(captions, pixels=torch.rand(32, 32, 3), weight=weight)]
+    return notes(Dataset(items, trigger, 32, crops=crops, **settings))
+
+
+def test_what_is_hardly_meant_is_said():
+    assert noted() == []
+    assert noted(weight=0.0) == ["Weight 0, so nothing is learned from them: image 1."]
+    assert noted(framing=Framing(crop="random"), crops=2) == []
+    (said,) = noted(framing=Framing(crop="random"))
+    assert "crops is 1, so each picture has one random crop, the same in the whole run" in said
+    assert said in describe(
+        Dataset([Item("a", pixels=torch.rand(32, 32, 3))], framing=Framing(crop="random"))
+    )
+
+
+def test_a_placeholder_that_stays_is_said():
+    on, off = Captioning(add_trigger=True), Captioning(prefix="[trigger],")
+    assert noted(("a", "a [trigger]"), trigger="sks", captioning=on) == []
+    assert noted(("a [trigger]",), trigger="sks") == [
+        "[trigger] is trained as it stands: image 1. To have the trigger there, switch add_trigger on in Captions."
+    ]
+    for how, where in ((on, "image 1"), (off, "image 1, prefix")):
+        assert noted(("a [trigger]",), captioning=how) == [
+            f"[trigger] is trained as it stands: {where}. To have the trigger there, name the trigger where the "
+            "pictures are loaded, and switch add_trigger on in Captions."
+        ]
+
+
+def test_lone_pictures_are_named_with_their_part():
+    one, other = torch.rand(64, 64, 3), torch.rand(32, 96, 3)
+    left = Dataset([Item("a", pixels=one), Item("a", pixels=one)], resolution=64)
+    right = Dataset([Item("b", pixels=other)], resolution=64, framing=Framing(crop="random"))
+    said = notes(join([left, right]), 4)
+    assert len(said) == 2 and "for a step of 4: image 3 4 times. Give them the shape" in said[0]
+    assert notes(left, 4) == []

@@ -114,6 +114,32 @@ def test_captions_in_another_encoding_are_named(folder):
     assert "b.txt: is not UTF-8 text" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16-le", "is not UTF-8 text but UTF-16-LE, as its zero bytes show: save it as UTF-8"),
+        ("utf-16-be", "is not UTF-8 text but UTF-16-BE, as its zero bytes show: save it as UTF-8"),
+        ("utf-16", "is not UTF-8 text but UTF-16-LE or UTF-32-LE, as its byte-order mark says"),
+        ("utf-32-le", "is not UTF-8 text but UTF-32, as its zero bytes show"),
+        ("utf-32-be", "is not UTF-8 text but UTF-32, as its zero bytes show"),
+    ],
+)
+def test_wide_encodings_are_named(folder, encoding, said):
+    """Of ASCII characters every one of these is valid UTF-8, with zero bytes between."""
+    picture(folder / "a.png")
+    (folder / "a.txt").write_bytes("a cat, sitting".encode(encoding))
+    with pytest.raises(ValueError) as caught:
+        read_folder(folder)
+    assert f"a.txt: {said}" in str(caught.value)
+
+
+def test_zero_bytes_are_no_text(folder):
+    picture(folder / "a.png")
+    (folder / "a.txt").write_bytes(b"a\0\0 cat")
+    with pytest.raises(ValueError, match="a.txt: is not UTF-8 text but has zero bytes"):
+        read_folder(folder)
+
+
 def test_all_bad_files_in_one_error(folder):
     picture(folder / "good.png")
     caption(folder / "good.txt", "a cat")

@@ -43,6 +43,19 @@ def test_jsonl_of_the_documentation(folder):
     assert warnings == ("not read, as metadata.jsonl does not name them: 2.png, mask.png",)
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\u3000"]
+)
+def test_only_newlines_end_rows(folder, character, newline):
+    """What `str.splitlines` takes for the end of a line may be in a JSON string (RFC 8259, section 7)."""
+    rows = [f'{{"file_name": "{n}.png", "text": "a{character}dog {n}"}}' for n in (1, 2)]
+    (folder / "metadata.jsonl").write_bytes(newline.join(rows).encode() + newline.encode())
+    for several in (False, True):
+        items, _ = read_folder(folder, layout="metadata", several=several)
+        assert [item.captions for item in items] == [("a dog 1",), ("a dog 2",)]
+
+
 def test_csv_with_quotes_masks_and_numbers(folder):
     items, warnings = read(
         folder,
