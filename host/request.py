@@ -57,18 +57,7 @@ def check(request: Request) -> None:
     for kind in ("clip", "vae"):
         if getattr(request, kind) is None:
             raise ValueError(f"No {kind.upper()} is connected; training needs that of the model.")
-    items, batch = request.dataset.items, request.plan.batch_size
-    count = sum(request.dataset.repeats)
-    if batch > count:
-        counted = "" if count == len(items) else ", repeats counted"
-        raise ValueError(
-            f"batch_size is {batch} but the dataset has {count} pictures{counted}; lower batch_size or add pictures."
-        )
-    if all(item.weight == 0 for item in items):
-        raise ValueError(
-            "All pictures of the dataset have weight 0, so nothing would be learned from them: give some of them more "
-            "in weights of Join Datasets, or in the column weight of metadata.jsonl or metadata.csv."
-        )
+    _check_dataset(request)
     request.optimizer.check(request.model.load_device)
     if request.objective.preserve > 0 and request.objective.preserve_on == INSTANCES:
         BaseText(request.dataset, request.objective)
@@ -90,6 +79,11 @@ def check(request: Request) -> None:
             )
     if request.preview is not None:
         preview.check(request.preview)
+    _check_beginning(request)
+
+
+def _check_beginning(request: Request) -> None:
+    """What a run goes on from."""
     if request.state is not None and request.state.seed != request.plan.seed:
         raise ValueError(
             f"The state was trained with seed {request.state.seed}, not {request.plan.seed}; use the same seed."
@@ -99,6 +93,21 @@ def check(request: Request) -> None:
             f"Both state (after step {request.state.step}) and start_from ('{request.start_from.name}') are connected, "
             "and a training can begin with one of them only: disconnect start_from to go on with the state and its "
             "optimizer, or state to train the LoRA further from step 0."
+        )
+
+
+def _check_dataset(request: Request) -> None:
+    items, batch = request.dataset.items, request.plan.batch_size
+    count = sum(request.dataset.repeats)
+    if batch > count:
+        counted = "" if count == len(items) else ", repeats counted"
+        raise ValueError(
+            f"batch_size is {batch} but the dataset has {count} pictures{counted}; lower batch_size or add pictures."
+        )
+    if all(item.weight == 0 for item in items):
+        raise ValueError(
+            "All pictures of the dataset have weight 0, so nothing would be learned from them: give some of them more "
+            "in weights of Join Datasets, or in the column weight of metadata.jsonl or metadata.csv."
         )
 
 
