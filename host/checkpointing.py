@@ -51,6 +51,11 @@ class Checkpointing:
         self._model = diffusion_model
         self._installed: list[_Recomputed] = []
 
+    @property
+    def is_on(self) -> bool:
+        """Whether blocks are checkpointed now."""
+        return bool(self._installed)
+
     def on(self) -> None:
         """Checkpoint every block; a second call does nothing.
 

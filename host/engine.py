@@ -25,6 +25,7 @@ from . import (
     graph,
     health,
     identity,
+    memory,
     paths,
     picture_rows,
     plots,
@@ -144,7 +145,7 @@ class _Run:
                 loop = self.loop = self._new_loop(trained, data, attached)
                 watched = (trained, attached, request.plan, self.sink)
                 held_out = prepared.held_out_data(trained)
-                monitor = self.monitor = health.watch(*watched, held_out, _interrupt)
+                monitor = self.monitor = health.watch(*watched, held_out, _interrupt, loop.memory)
                 if request.optimizer.averages:
                     monitor.readings["averaged"] = loop.averaged
                 self.is_ready = True
@@ -192,6 +193,7 @@ class _Run:
             request.plan,
             sink=self.sink,
             poll=self._poll,
+            memory=memory.memory(trained, self.sink),
         )
         if request.state is not None:
             loop.resume(request.state)
@@ -309,6 +311,7 @@ class _Run:
                 f"{self.name}: {self.loop.step} steps, loss {smooth[min(19, len(smooth) - 1)]:.4f} -> {smooth[-1]:.4f}",
                 f"{facts['layers']} layers, {facts['trained parameters']:,} parameters in {facts['precision']}",
                 *checks,
+                *self.loop.memory.told,
                 f"free memory {facts['free memory before (GiB)']} -> {facts['free memory after (GiB)']} GiB",
                 where,
             ]

@@ -145,6 +145,10 @@ class Monitor:
             self._sink(Warned(self.stopped))
         return bool(self.stopped)
 
+    def slower(self) -> None:
+        """Steps take longer from here on, for a reason that is known: no warning of that."""
+        self._drift = Drift()
+
     def finish(self, step: int) -> None:
         """Look at what the run ends with after ``step`` steps, if that was not looked at yet."""
         if step != self._looked:
