@@ -17,7 +17,6 @@ from ..adapters.file import AdapterFile
 from ..trainers.events import Ended, Sample, Started, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.monitor import Monitor
-from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import (
@@ -26,6 +25,7 @@ from . import (
     health,
     identity,
     memory,
+    memory_plan,
     paths,
     picture_rows,
     plots,
@@ -42,7 +42,6 @@ from .request import Request, check, check_state
 from .trainee import Trainee, trainee
 from .training_data import TrainingData
 
-LARGE_MODEL = 500_000_000  # parameters from which "auto" checkpoints on a GPU
 _log = logging.getLogger(__name__)
 
 
@@ -139,10 +138,9 @@ class _Run:
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
             )
             try:
-                is_checkpointed = _checkpoints(request.plan, trained)
-                trained.checkpointing(is_checkpointed)
-                self.facts["gradient checkpointing"] = is_checkpointed
                 loop = self.loop = self._new_loop(trained, data, attached)
+                given = (_interrupt, self._tell, self._warn)
+                self.facts |= memory_plan.plan(loop, trained, *given)
                 watched = (trained, attached, request.plan, self.sink)
                 held_out = prepared.held_out_data(trained)
                 monitor = self.monitor = health.watch(*watched, held_out, _interrupt, loop.memory)
@@ -327,13 +325,6 @@ class _Run:
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (text,)  # the type stays: the host looks at it
         self.sink(Ended("interrupted" if is_interrupt(error) else "error", text))
-
-
-def _checkpoints(plan: Plan, trained: Trainee) -> bool:
-    if plan.checkpointing != "auto":
-        return plan.checkpointing == "on"
-    is_large = sum(p.numel() for p in trained.diffusion_model.parameters()) >= LARGE_MODEL
-    return is_large and trained.device.type != "cpu"
 
 
 def free_memory() -> float:

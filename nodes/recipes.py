@@ -97,6 +97,7 @@ class TrainLora(io.ComfyNode):
                     advanced=True,
                 ),
                 *sockets(*LATER, optional=True),
+                field(Plan, "memory_limit", optional=True, advanced=True),
             ],
             outputs=outputs(),
         )
@@ -133,6 +134,7 @@ class TrainLora(io.ComfyNode):
         sigmas: Any = None,
         state: Any = None,
         validation: Any = None,
+        memory_limit: int = 0,
     ) -> io.NodeOutput:
         plan = Plan(
             steps_for(steps, steps_unit, dataset, batch_size, accumulate),
@@ -141,6 +143,7 @@ class TrainLora(io.ComfyNode):
             seed=seed,
             precision=precision,
             checkpointing=checkpointing,
+            memory_limit=memory_limit,
         )
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         chosen = {

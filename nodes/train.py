@@ -80,6 +80,7 @@ class Train(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
+                field(Plan, "memory_limit", optional=True, advanced=True),
             ],
             outputs=outputs(),
         )
@@ -115,6 +116,7 @@ class Train(io.ComfyNode):
         validate_every: int = 50,
         patience: int = 0,
         stop_when_diverging: float = 5.0,
+        memory_limit: int = 0,
     ) -> io.NodeOutput:
         plan = Plan(
             steps,
@@ -128,6 +130,7 @@ class Train(io.ComfyNode):
             validate_every=validate_every,
             patience=patience,
             stop_when_diverging=stop_when_diverging,
+            memory_limit=memory_limit,
         )
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         chosen = {

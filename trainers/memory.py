@@ -54,7 +54,7 @@ class Memory:
 
     Attributes:
         micro_batch: Pictures in one forward pass now.
-        told: A line for each step down.
+        told: What a report says: the plan, where there is one, and a line for each step down.
         changed: Called after a step down: passes are shorter or slower from here on.
     """
 

@@ -49,6 +49,14 @@ class Plan:
         min=0.0,
         max=1e9,
     )
+    memory_limit: int = option(
+        0,
+        "MiB of the device's memory to train in, weights included: the batch is cut into smaller passes, and "
+        "checkpointing auto is switched on, until a measured step fits. 0: what is free on a GPU; on a CPU nothing is "
+        "measured.",
+        min=0,
+        max=2**31 - 1,
+    )
 
     def __post_init__(self) -> None:
         check_limits(self)
