@@ -51,6 +51,11 @@ class Checkpointing:
         self._model = diffusion_model
         self._installed: list[_Recomputed] = []
 
+    @property
+    def is_on(self) -> bool:
+        """Whether blocks are checkpointed now."""
+        return bool(self._installed)
+
     def on(self) -> None:
         """Checkpoint every block; a second call does nothing.
 
@@ -121,8 +126,10 @@ class _Recomputed:
             self._block.forward = self._had
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self._is_active and torch.is_grad_enabled()):
+        if not self._is_active:
             return self._forward(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return self._watch((*args, *kwargs.values()), list(kwargs))
         names = list(kwargs)
         values = (*args, *kwargs.values())
         live: tuple | None = values
@@ -145,9 +152,9 @@ class _Recomputed:
 
     def _watch(self, values: tuple, names: list[str]) -> Any:
         """Call the block; the first call finds out whether it writes to its inputs."""
-        if self._writes is not None:
+        if self._writes is not None or torch.is_inference_mode_enabled():
             return self._call(values, names)
-        tensors = [v for v in values if isinstance(v, torch.Tensor)]
+        tensors = [v for v in values if isinstance(v, torch.Tensor) and not v.is_inference()]
         versions = [t._version for t in tensors]
         out = self._call(values, names)
         self._writes = any(t._version != v for t, v in zip(tensors, versions, strict=True))

@@ -66,7 +66,7 @@ class HostDenoiser(HostSampling):
         x = x.to(self.device, torch.float32)
         sigma = sigma.to(self.device, torch.float32)
         if self._guards is None and torch.is_grad_enabled():
-            self._guards = []
+            # Not known before it has run through: it may be interrupted, or run out of memory.
             self._guards = guard_inputs(
                 self._model.diffusion_model, lambda: self._forward(x, sigma, cond), x.device
             )

@@ -18,12 +18,14 @@ from ..trainers.epochs import describe
 from ..trainers.events import Ended, Started, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.monitor import Monitor, NothingLearned
-from ..trainers.plan import FRESH, Plan
+from ..trainers.plan import FRESH
 from ..trainers.state import State
 from . import (
     graph,
     health,
     identity,
+    memory,
+    memory_plan,
     paths,
     plots,
     result,
@@ -43,7 +45,6 @@ from .stopping import is_interrupt
 from .trainee import Trainee, trainee
 from .training_data import TrainingData
 
-LARGE_MODEL = 500_000_000  # parameters from which "auto" checkpoints on a GPU
 _log = logging.getLogger(__name__)
 
 
@@ -163,13 +164,12 @@ class _Run:
             )
             try:
                 self._begin(attached)
-                is_checkpointed = _checkpoints(request.plan, trained)
-                trained.checkpointing(is_checkpointed)
-                self.facts["gradient checkpointing"] = is_checkpointed
                 loop = self.loop = self._new_loop(trained, data, attached)
+                given = (_interrupt, self._tell, self._warn)
+                self.facts |= memory_plan.plan(loop, trained, *given)
                 watched = (trained, attached, request.plan, self.sink)
                 held_out = prepared.held_out_data(trained)
-                monitor = self.monitor = health.watch(*watched, held_out, _interrupt)
+                monitor = self.monitor = health.watch(*watched, held_out, _interrupt, loop.memory)
                 if request.optimizer.averages:
                     monitor.readings["averaged"] = loop.averaged
                 self.is_ready = True
@@ -229,6 +229,7 @@ class _Run:
             request.plan,
             sink=self.sink,
             poll=self._poll,
+            memory=memory.memory(trained, self.sink),
         )
         if request.state is not None:
             loop.resume(request.state, self.end if self.is_same_run else None)
@@ -313,6 +314,7 @@ class _Run:
                 f"{facts['layers']} layers, {facts['trained parameters']:,} parameters in {facts['precision']}",
                 *([self.began] if self.began else []),
                 *checks,
+                *self.loop.memory.told,
                 f"free memory {facts['free memory before (GiB)']} -> {facts['free memory after (GiB)']} GiB",
                 where,
             ]
@@ -332,13 +334,6 @@ class _Run:
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (text,)  # the type stays: the host looks at it
         self.sink(Ended("interrupted" if is_interrupt(error) else "error", text))
-
-
-def _checkpoints(plan: Plan, trained: Trainee) -> bool:
-    if plan.checkpointing != "auto":
-        return plan.checkpointing == "on"
-    is_large = sum(p.numel() for p in trained.diffusion_model.parameters()) >= LARGE_MODEL
-    return is_large and trained.device.type != "cpu"
 
 
 def free_memory() -> float:

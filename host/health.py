@@ -9,6 +9,7 @@ from ..adapters.change import Measure
 from ..trainers.data import Dataset, Item
 from ..trainers.events import Sink
 from ..trainers.loop import Loop
+from ..trainers.memory import Memory
 from ..trainers.monitor import Monitor
 from ..trainers.plan import Plan
 from ..trainers.validation import LEVELS, Validator
@@ -50,6 +51,7 @@ def watch(
     sink: Sink,
     held_out: TrainingData | None,
     poll: Callable[[], object],
+    memory: Memory | None = None,
 ) -> Monitor:
     """The monitor of one run.
 
@@ -60,13 +62,17 @@ def watch(
         sink: Hears of validations and warnings.
         held_out: The validation pictures, if there are any.
         poll: Called before every forward pass; raises to interrupt.
+        memory: How large a forward pass may be.
     """
     layers, validator = list(attached.layers.values()), None
     if held_out is not None:
         given = (plan.seed, plan.batch_size, poll, layers)
-        validator = Validator(trained.denoiser, held_out, *given)
+        validator = Validator(trained.denoiser, held_out, *given, memory)
     measure = Measure(trained.diffusion_model, attached.layers)
-    return Monitor(attached.tensors, plan, sink, validator, measure)
+    monitor = Monitor(attached.tensors, plan, sink, validator, measure)
+    if memory is not None:
+        memory.changed = monitor.slower
+    return monitor
 
 
 def lines(monitor: Monitor) -> list[str]:

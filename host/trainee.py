@@ -61,6 +61,11 @@ class Trainee:
         else:
             self._checkpointing.off()
 
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether gradient checkpointing is on."""
+        return self._checkpointing.is_on
+
     def reload(self) -> None:
         """Load the weights fully again, after something else (a VAE, a sampler) may have evicted them.
 

@@ -99,7 +99,7 @@ class TrainLora(io.ComfyNode):
                     advanced=True,
                 ),
                 *sockets(*LATER, optional=True),
-                *keeping("autosave_minutes", "save_every"),
+                *keeping("autosave_minutes", "save_every", "memory_limit"),
                 *sockets(*STARTS, optional=True),
             ],
             outputs=outputs(),
@@ -140,6 +140,7 @@ class TrainLora(io.ComfyNode):
         when_found: str = CONTINUE,
         autosave_minutes: float = 10.0,
         save_every: int = 0,
+        memory_limit: int = 0,
         start_from: Any = None,
     ) -> io.NodeOutput:
         steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)

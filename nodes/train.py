@@ -93,7 +93,13 @@ class Train(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
-                *keeping("autosave_minutes", "autosave_every", "keep_states", "save_every"),
+                *keeping(
+                    "autosave_minutes",
+                    "autosave_every",
+                    "keep_states",
+                    "save_every",
+                    "memory_limit",
+                ),
                 *sockets(*STARTS, optional=True),
             ],
             outputs=outputs(),
@@ -135,6 +141,7 @@ class Train(io.ComfyNode):
         autosave_every: int = 0,
         keep_states: int = 2,
         save_every: int = 0,
+        memory_limit: int = 0,
         start_from: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(**taken(Plan, locals()))

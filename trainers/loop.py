@@ -20,6 +20,7 @@ from .data.order import Order
 from .denoiser import Denoiser
 from .epochs import ended
 from .events import Progress, Sink
+from .memory import Memory
 from .objectives import Objective
 from .objectives.log_variance import LogVariance
 from .optimizers import Optimizer
@@ -71,7 +72,8 @@ class Loop:
     ``poll`` is called before every micro-batch; it may raise to interrupt the run, and returns
     True to end it after the step in hand as if it were done. ``monitor`` gets what ``sink`` gets of every
     step, and can end the run in the same way. ``after`` is called after every step, and with 0 before
-    the first one of a fresh run.
+    the first one of a fresh run. ``memory`` says how large micro-batches are, and what becomes of a step that runs out
+    of it.
     """
 
     denoiser: Denoiser
@@ -84,6 +86,7 @@ class Loop:
     poll: Callable[[], bool] = lambda: False
     after: Callable[[int], None] = lambda step: None
     monitor: Callable[[Progress], bool] = lambda event: False
+    memory: Memory = field(default_factory=Memory)
     step: int = field(default=0, init=False)
     losses: list[float] = field(default_factory=list, init=False)
     record: Record = field(default_factory=Record, init=False)
@@ -102,6 +105,8 @@ class Loop:
         self.order = Order(self.data.buckets, self.plan.effective_batch, self.plan.seed)
         self.total = self.plan.total_steps or self.plan.steps
         self.end = self.plan.steps
+        self.memory.micro_batch = self.memory.micro_batch or self.plan.batch_size
+        self._wants_end = False
 
     def resume(self, state: State, end: int | None = None) -> None:
         """Continue from a state: its step, plan length, weights, optimizer and losses.
@@ -155,9 +160,10 @@ class Loop:
         if self.step == 0:
             self.after(0)
         while self.step < self.end:
-            started = time.perf_counter()
-            loss, stop = self._accumulate()
-            norm = self._update()
+            started, where = time.perf_counter(), f"at step {self.step + 1}"
+            self._wants_end = False
+            loss = self.memory.attempt(self._accumulate, self.drop, where)
+            norm = self.memory.once(self._update, where)
             self.step += 1
             self.losses.append(loss)
             self.record.end()
@@ -168,29 +174,38 @@ class Loop:
             if epoch is not None:
                 self.sink(epoch)  # first, as an interrupt comes with the step
             self.sink(event)
-            stop = self.monitor(event) or stop
+            stop = self.monitor(event)
             self.after(self.step)
-            if stop:
+            if stop or self._wants_end:
                 return False
         return True
 
-    def _accumulate(self) -> tuple[float, bool]:
-        """Gradients of one effective batch; returns its loss."""
+    def drop(self) -> None:
+        """Forget the gradients of a step that is not taken, and what was noted of it."""
         self.stepper.algorithm.zero_grad(set_to_none=True)
         self.record.begin()
-        items = self.order.indices(self.step)
-        total, stop = 0.0, False
-        for slots in _micro_batches(len(items), self.plan.batch_size):
-            stop = self.poll() or stop
-            for losses, minimized in self._losses([items[slot] for slot in slots], slots):
-                value = float(losses.detach().sum() / len(items))
+        if self.log_variance is not None:
+            self.log_variance.forget()
+
+    def backward(self, items: list[int], slots: Sequence[int]) -> Iterator[float]:
+        """Add the gradients of pictures in ``slots`` of this step; yields a batch's loss before its gradient."""
+        for losses, minimized in self._losses(items, slots):
+            yield float(losses.detach().sum() / self.plan.effective_batch)
+            (minimized.sum() / self.plan.effective_batch).backward()
+
+    def _accumulate(self) -> float:
+        """Gradients of one effective batch; returns its loss."""
+        self.drop()
+        items, total = self.order.indices(self.step), 0.0
+        for slots in self.memory.cut(len(items)):
+            self._wants_end = self.poll() or self._wants_end
+            for value in self.backward([items[slot] for slot in slots], slots):
                 if not math.isfinite(value):
                     raise Diverged(
                         f"The loss is {value} at step {self.step + 1}. Lower the learning rate, or train in fp32."
                     )
-                (minimized.sum() / len(items)).backward()
                 total += value
-        return total, stop
+        return total
 
     def _losses(
         self, items: list[int], slots: Sequence[int]
@@ -230,7 +245,3 @@ class Loop:
         if self.log_variance is not None:
             self.log_variance.step()
         return norm
-
-
-def _micro_batches(slots: int, size: int) -> list[range]:
-    return [range(start, min(start + size, slots)) for start in range(0, slots, size)]

@@ -138,6 +138,10 @@ class Monitor:
         """What a run that goes on needs of this, as fields of a ``State``."""
         return {"validation": tuple(self.rows), "best": self.best, "looked": self.looked}
 
+    def slower(self) -> None:
+        """Steps take longer from here on, for a reason that is known: no warning of that."""
+        self._drift = Drift()
+
     def finish(self, step: int) -> None:
         """Look at what the run ends with after ``step`` steps, if that was not looked at yet."""
         if step != self.looked:

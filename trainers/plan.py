@@ -86,6 +86,15 @@ class Plan:
         repr=False,
         choices=(CONTINUE, FRESH),
     )
+    memory_limit: int = option(
+        0,
+        "MiB of the device's memory to train in, weights included: the batch is cut into smaller passes, and "
+        "checkpointing auto is switched on, until a measured step fits. 0: what is free on a GPU; on a CPU nothing is "
+        "measured.",
+        repr=False,
+        min=0,
+        max=2**31 - 1,
+    )
 
     def __post_init__(self) -> None:
         check_limits(self)

@@ -15,6 +15,7 @@ from torch import nn
 
 from .data.batch import Batch
 from .denoiser import Denoiser
+from .memory import Memory
 from .objectives import METRICS, NOISE, WEIGHTS, Noised, Objective
 from .random import Draws
 
@@ -43,6 +44,7 @@ class Validator:
         batch_size: Pictures in one forward pass.
         poll: Called before every forward pass; may raise to interrupt.
         layers: What may drop something out; in evaluation mode meanwhile.
+        memory: Says how large a forward pass may be instead of ``batch_size``, and what becomes of one too large.
     """
 
     def __init__(
@@ -53,20 +55,26 @@ class Validator:
         batch_size: int = 1,
         poll: Callable[[], object] = lambda: None,
         layers: Sequence[nn.Module] = (),
+        memory: Memory | None = None,
     ) -> None:
         self._denoiser, self._data, self._seed = denoiser, data, seed
         self._poll, self._layers = poll, layers
-        self._groups = list(_groups(data.buckets, batch_size))
+        self._memory = memory or Memory(batch_size)
         u = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
         sigma = _PLAIN.noise.quantile(u, denoiser)
         self.sigmas: torch.Tensor = denoiser.nearest(sigma).float().cpu()
 
     def __call__(self) -> tuple[tuple[float, float], ...]:
         """The mean loss over the pictures at each noise level, as pairs of sigma and loss."""
-        with torch.no_grad(), _aside(self._layers, self._seed):
-            total = sum(self._sums(items) for items in self._groups)
-        means = torch.as_tensor(total) / len(self._data.buckets)
+        total = self._memory.attempt(self._total, lambda: None, "in a validation")
+        means = total / len(self._data.buckets)
         return tuple(zip(self.sigmas.tolist(), means.tolist(), strict=True))
+
+    def _total(self) -> torch.Tensor:
+        """Losses summed over all pictures, ``[LEVELS]`` fp64."""
+        with torch.no_grad(), _aside(self._layers, self._seed):
+            groups = _groups(self._data.buckets, self._memory.micro_batch)
+            return torch.as_tensor(sum(self._sums(items) for items in groups))
 
     def _sums(self, items: list[int]) -> torch.Tensor:
         """Losses summed over ``items``, ``[LEVELS]`` fp64."""

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from graft.host.checkpointing import Checkpointing, find_blocks
 from graft.host.conditioning import Conditioner, Encoded
 from graft.host.trainee import trainee
+from graft.trainers.allocations import Allocations
 from tests.host import tiny
 
 pytestmark = pytest.mark.comfy
@@ -169,3 +170,29 @@ def test_something_attached_on_top_survives():
     assert block.forward is top
     net(torch.ones(2, 4).requires_grad_() * 1.0, {}).sum().backward()
     assert "forward" not in net.blocks[1].__dict__
+
+
+def test_one_forward_without_gradients_is_enough_to_know_who_writes_to_its_inputs():
+    """So that the first pass with gradients keeps no copies, and takes what the second one does."""
+    peaks = {}
+    for is_known in (False, True):
+        with trainee(tiny.model("sdxl"), precision="fp32") as t:
+            adapters = tiny.Attached(t.diffusion_model)
+            run(t, "sdxl", adapters)  # which layers need a copy is known from here on
+            t.checkpointing(True)
+            if is_known:
+                with torch.no_grad():
+                    maker = Conditioner(t.model, t.device)
+                    text = Encoded.from_conditioning(tiny.conditioning("sdxl"))
+                    cond = maker.batch([maker.per_item(text, width=64, height=64)])
+                    t.denoiser(tiny.latent("sdxl"), torch.full((1,), 0.5), cond)
+            found = []
+            for _ in range(2):
+                with Allocations() as counted:
+                    run(t, "sdxl", adapters)
+                found.append(counted.peak)
+            adapters.remove()
+        peaks[is_known] = found
+    assert peaks[True][0] == pytest.approx(peaks[True][1], rel=0.01)
+    assert peaks[True][1] == pytest.approx(peaks[False][1], rel=0.01)
+    assert peaks[False][0] > 1.01 * peaks[True][0]

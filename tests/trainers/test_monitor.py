@@ -300,3 +300,15 @@ def test_other_weights_are_read_under_their_context_and_decide():
     assert watch.rows == [(0, 2.0), (10, 2.0)]
     assert watch.best.tensors["w"].item() == 2.0 and weights["w"].item() == 4.0
     assert watch.last.blocks == {"out": 2.0} and told[2].change == {}
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_steps_that_are_slower_for_a_known_reason_are_no_warning(is_known):
+    told = []
+    watch = monitor(told=told)
+    for step in range(1, 201):
+        if is_known and step == 101:
+            watch.slower()
+        watch(Progress(step, 1000, 0.1, 1e-4, 1.0, 1.0 if step <= 100 else 3.0))
+    slow = [event for event in told if isinstance(event, Warned) and "A step takes" in event.text]
+    assert bool(slow) is not is_known

@@ -57,6 +57,10 @@ class LogVariance:
     def step(self) -> None:
         """Move u by what ``backward`` left, and forget it."""
         self._adam.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what ``backward`` left, of a step that is not taken."""
         self._adam.zero_grad()
 
     def state(self) -> dict[str, torch.Tensor]:

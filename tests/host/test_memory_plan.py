@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory plan on real models of the host: what it predicts is what is counted, and it changes no result."""
+
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.host import test_engine, tiny
+from tests.host.test_engine import dataset, train
+
+pytestmark = pytest.mark.comfy
+wires, output = test_engine.wires, test_engine.output  # fixtures
+MIB = 2**20
+BATCH = {"batch_size": 4}
+
+
+class Pictures:
+    """Latents of 8 x 8 and texts of one family."""
+
+    def __init__(self, trained, family):
+        from graft.host.conditioning import Conditioner, Encoded
+
+        self.maker = Conditioner(trained.model, trained.device)
+        text = Encoded.from_conditioning(tiny.conditioning(family))
+        self.item = self.maker.per_item(text, width=64, height=64)
+        self.latent = tiny.latent(family)
+        self.buckets = [tuple(self.latent.shape[1:])] * 8
+
+    def batches(self, items, draws):
+        from graft.trainers.data.batch import Batch
+
+        latents = self.latent.expand(len(items), -1, -1, -1).clone()
+        yield Batch(latents, self.maker.batch([self.item] * len(items)))
+
+
+def loop_on(trained, family, **plan):
+    from graft.adapters.attach import Attached
+    from graft.adapters.lora import LoRA
+    from graft.host.memory import memory
+    from graft.trainers.loop import Loop
+    from graft.trainers.objectives import Objective
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.plan import Plan
+
+    attached = Attached(trained.diffusion_model, LoRA(rank=4, blocks="all"), 0)
+    settings = Plan(**({"steps": 2, "batch_size": 4} | plan))
+    parts = (trained.denoiser, Pictures(trained, family), attached, Objective(), Optimizer())
+    return Loop(*parts, settings, memory=memory(trained, lambda event: None))
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
+def test_two_passes_predict_what_other_batch_sizes_take(family):
+    """Against bytes counted at 4 and 5 pictures: within 5 % (2 % is the most that was seen, sd3's)."""
+    from graft.host.memory_plan import _measure
+    from graft.host.trainee import trainee
+    from graft.trainers.memory_plan import estimate
+
+    with trainee(tiny.model(family), precision="fp32") as trained:
+        loop = loop_on(trained, family, batch_size=8)
+        measure = _measure(loop, trained, 0, lambda: None)
+        at_four = {}
+        for is_checkpointed in (False, True):
+            found = estimate(measure, is_checkpointed, 8, 10**12)
+            for pictures in (4, 5):
+                counted = measure(is_checkpointed, pictures)
+                assert found(pictures) == pytest.approx(counted, rel=0.05), is_checkpointed
+            at_four[is_checkpointed] = found(4)
+        assert at_four[True] < 0.85 * at_four[False]
+        loop.network.remove()
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+def test_the_plan_predicts_what_whole_steps_take(checkpointing):
+    """Gradients, the optimizer's state and passes: counted over two whole steps of two passes each."""
+    from graft.host import memory_plan
+    from graft.host.trainee import trainee
+    from graft.trainers.allocations import Allocations
+
+    with trainee(tiny.model("sdxl"), precision="fp32") as trained:
+        settings = {"accumulate": 2, "checkpointing": checkpointing, "memory_limit": 1000}
+        loop = loop_on(trained, "sdxl", **settings)
+        facts = memory_plan.plan(loop, trained)
+        with Allocations() as counted:
+            loop.run()
+        loop.network.remove()
+    numbers = re.search(r"optimizer ([\d,]+), the pass ([\d,]+)", facts["memory plan"]).groups()
+    predicted = sum(int(number.replace(",", "")) for number in numbers)  # each rounded up
+    assert predicted - 2 <= counted.peak / MIB * 1.05 and counted.peak / MIB <= 1.05 * predicted
+
+
+def test_a_rehearsal_leaves_no_trace():
+    from graft.host import memory_plan
+    from graft.host.trainee import trainee
+
+    runs = []
+    for limit in (0, 1000):
+        with trainee(tiny.model("sdxl"), precision="fp32") as trained:
+            loop = loop_on(trained, "sdxl", memory_limit=limit)
+            before = loop.network.tensors()
+            torch.manual_seed(4)
+            state = torch.get_rng_state()
+            memory_plan.plan(loop, trained)
+            assert torch.equal(torch.get_rng_state(), state)
+            assert all(p.grad is None for p in loop.parameters.values())
+            assert not loop.stepper.algorithm.state and loop.step == 0 and not loop.record.rows
+            after = loop.network.tensors()
+            assert all(torch.equal(value, after[name]) for name, value in before.items())
+            loop.run()
+            runs.append((loop.losses, loop.record.rows, loop.network.tensors()))
+            loop.network.remove()
+    assert runs[0][:2] == runs[1][:2]
+    assert all(torch.equal(value, runs[1][2][name]) for name, value in runs[0][2].items())
+
+
+def test_nothing_is_measured_on_a_cpu_without_a_limit(wires, output, monkeypatch):
+    from graft.host import memory_plan
+
+    def never(*args):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(memory_plan, "rehearse", never)
+    assert "memory plan" not in train(wires, plan=BATCH).report
+
+
+def plan_of(report):
+    text = next(line for line in report.splitlines() if line.startswith("memory plan"))
+    size, wish, mode = re.match(
+        r"memory plan: (\d+) of (\d+) pictures .* checkpointing (\w+)", text
+    ).groups()
+    assert wish == "4"
+    total = int(re.search(r"([\d,]+) of [\d,]+ MiB", text).group(1).replace(",", ""))
+    return int(size), mode, total
+
+
+def test_less_and_less_memory_makes_passes_smaller_and_then_checkpoints_until_it_is_refused():
+    from graft.host import memory_plan
+    from graft.host.trainee import trainee
+
+    seen = []
+    with trainee(tiny.model("sdxl"), precision="fp32") as trained:
+        for limit in (1000, *range(14, 0, -1)):
+            loop = loop_on(trained, "sdxl", memory_limit=limit)
+            try:
+                text = memory_plan.plan(loop, trained)["memory plan"]
+            except ValueError as error:
+                refused = str(error)
+                break
+            finally:
+                loop.network.remove()
+            seen.append(plan_of(text)[:2])
+            assert seen[-1] == (loop.memory.micro_batch, "on" if trained.is_checkpointed else "off")
+            assert plan_of(text)[2] <= limit
+    assert list(dict.fromkeys(seen)) == [(4, "off"), (2, "off"), (1, "off"), (1, "on")]
+    assert f"memory_limit allows {limit} MiB. What would do: {limit + 1} MiB" in refused
+
+
+def test_a_limit_changes_no_result_and_nothing_is_written_where_it_is_too_low(wires, output):
+    whole = train(wires, plan=BATCH, preserve=0.5, steps=2)
+    roomy = train(wires, plan=BATCH | {"memory_limit": 1000}, preserve=0.5, steps=2)
+    assert roomy.loss_map == whole.loss_map
+    assert all(torch.equal(v, roomy.lora_model[k]) for k, v in whole.lora_model.items())
+    size, mode, total = plan_of(roomy.report)
+    assert (size, mode) == (4, "off")
+    tight = train(wires, plan=BATCH | {"memory_limit": total - 1}, preserve=0.5, steps=2)
+    assert plan_of(tight.report)[:2] != (4, "off")
+    losses, expected = (torch.tensor(one.loss_map["loss"]) for one in (tight, whole))
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-9)
+    files = sorted(output.rglob("*.safetensors"))
+    with pytest.raises(ValueError, match="memory_limit allows 1 MiB"):
+        train(wires, plan=BATCH | {"memory_limit": 1}, steps=2)
+    assert sorted(output.rglob("*.safetensors")) == files
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+def test_what_the_user_chose_is_respected(wires, output, checkpointing):
+    plan = BATCH | {"checkpointing": checkpointing, "memory_limit": 1000}
+    assert plan_of(train(wires, plan=plan, steps=1).report)[1] == checkpointing
+
+
+def test_a_refusal_names_pictures_that_would_fit_and_they_do():
+    """By hand: of 300 MiB 100 are there, 20 to come, so 180 for a pass that takes 720: a quarter of the pixels."""
+    from graft.host.memory_plan import Room, refusal
+    from graft.trainers.memory_plan import Choice, Estimate
+    from graft.trainers.plan import Plan
+
+    room = Room(100 * MIB, 20 * MIB, 300 * MIB, True)
+    choice = Choice(0, True, {True: Estimate(0, 720 * MIB), False: Estimate(0, 2000 * MIB)})
+    text = refusal(choice, room, Plan(memory_limit=300), (1024, 768))
+    assert "takes 840 MiB" in text and "memory_limit allows 300 MiB" in text
+    assert "What would do: 840 MiB; or pictures of about 512 x 384." in text
+    off = refusal(
+        Choice(0, False, {False: choice.passes[False]}),
+        room,
+        Plan(checkpointing="off"),
+        (1024, 768),
+    )
+    assert "without gradient checkpointing" in off and "checkpointing auto" in off
+    tight = refusal(choice, Room(400 * MIB, 20 * MIB, 300 * MIB, True), Plan(), (1024, 768))
+    assert "a smaller model" in tight and "pictures of about" not in tight
+    unknown = refusal(Choice(0, True, {}), room, Plan(), (1024, 768))
+    assert "Out of memory with one picture of 1024 x 768" in unknown
+
+
+class Accelerator:
+    """What torch.cuda tells of a device on which a pass takes ``cost(pictures, checkpointed)`` bytes."""
+
+    def __init__(self, cost, weights):
+        self.cost, self.weights, self.top, self.resets = cost, weights, 0, 0
+
+    def memory_allocated(self, device):
+        return self.weights
+
+    def reset_peak_memory_stats(self, device):
+        self.top, self.resets = self.weights, self.resets + 1
+
+    def max_memory_allocated(self, device):
+        return self.top
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of ``size`` MiB whose figures are those of SDXL at 1024 x 1024 in bf16, about."""
+
+    def make(size, loop, trained):
+        import comfy.model_management as mm
+
+        from graft.host import memory_plan
+
+        weights = 4900 * MIB
+        device = Accelerator(lambda n, on: (300 + n * (1900 if on else 9000)) * MIB, weights)
+        passes, real = [], memory_plan.rehearse
+
+        def rehearse(loop, item, pictures):
+            is_checkpointed = trained.is_checkpointed
+            passes.append((is_checkpointed, pictures))
+            device.top = weights + device.cost(pictures, is_checkpointed)
+            if device.top > size * MIB:
+                raise mm.OOM_EXCEPTION("CUDA out of memory.")
+            real(loop, item, pictures)
+
+        monkeypatch.setattr(memory_plan, "_meter", lambda _: device)
+        monkeypatch.setattr(memory_plan, "rehearse", rehearse)
+        monkeypatch.setattr(mm, "get_free_memory", lambda *args: size * MIB - weights)
+        return passes
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "size,plan,expected,measured",
+    [
+        (80000, {}, (4, False), [(False, 1), (False, 2)]),
+        (30000, {}, (2, False), [(False, 1), (False, 2)]),
+        (24000, {}, (1, False), [(False, 1), (False, 2)]),  # 2 pictures run out of memory
+        (16000, {}, (1, False), [(False, 1), (False, 2)]),
+        (12000, {}, (2, True), [(False, 1), (True, 1), (True, 2)]),
+        (8000, {}, (1, True), [(False, 1), (True, 1), (True, 2)]),
+        (12000, {"batch_size": 1, "accumulate": 4}, (1, True), [(False, 1), (True, 1)]),
+        (30000, {"checkpointing": "on"}, (4, True), [(True, 1), (True, 2)]),
+        (24000, {"memory_limit": 12000}, (2, True), [(False, 1), (True, 1), (True, 2)]),
+    ],
+)
+def test_a_gpus_own_figures_decide(gpu, size, plan, expected, measured):
+    from graft.host import memory_plan
+    from graft.host.trainee import trainee
+
+    with trainee(tiny.model("sdxl"), precision="fp32") as trained:
+        loop = loop_on(trained, "sdxl", **plan)
+        passes = gpu(size, loop, trained)
+        facts = memory_plan.plan(loop, trained)
+        assert (loop.memory.micro_batch, trained.is_checkpointed) == expected
+        assert passes == measured
+        assert facts["gradient checkpointing"] is expected[1]
+        assert loop.run() and all(map(math.isfinite, loop.losses))
+        loop.network.remove()
+
+
+def test_a_gpu_on_which_nothing_fits_refuses_before_the_first_step(gpu):
+    from graft.host import memory_plan
+    from graft.host.trainee import trainee
+
+    with trainee(tiny.model("sdxl"), precision="fp32") as trained:
+        loop = loop_on(trained, "sdxl")
+        gpu(5000, loop, trained)
+        with pytest.raises(ValueError, match="Out of memory with one picture of 64 x 64"):
+            memory_plan.plan(loop, trained)
+        assert loop.step == 0 and all(p.grad is None for p in loop.parameters.values())
+        loop.network.remove()
+
+
+def test_a_gpu_on_which_it_is_tight_is_tried_with_a_warning(gpu):
+    """7,200 MiB hold the 7,100 that a checkpointed pass was seen to take, but nothing is spare."""
+    from graft.host import memory_plan
+    from graft.host.trainee import trainee
+
+    with trainee(tiny.model("sdxl"), precision="fp32") as trained:
+        loop, warned = loop_on(trained, "sdxl"), []
+        gpu(7200, loop, trained)
+        memory_plan.plan(loop, trained, warn=warned.append)
+        assert (loop.memory.micro_batch, trained.is_checkpointed) == (1, True)
+        assert "It is tried all the same" in warned[0]
+        loop.network.remove()
+
+
+def test_an_accelerator_without_a_meter_goes_by_the_size_of_the_model():
+    from graft.host import memory_plan
+    from graft.trainers.plan import Plan
+
+    def trained(parameters, device):
+        weight = SimpleNamespace(numel=lambda: parameters)
+        network = SimpleNamespace(parameters=lambda: [weight])
+        return SimpleNamespace(diffusion_model=network, device=torch.device(device))
+
+    large, small = 10**9, 10**8
+    assert memory_plan._meter(torch.device("mps")) is None or torch.backends.mps.is_available()
+    assert memory_plan._by_size(Plan(), trained(large, "mps"))
+    assert not memory_plan._by_size(Plan(), trained(small, "mps"))
+    assert not memory_plan._by_size(Plan(), trained(large, "cpu"))
+    assert memory_plan._by_size(Plan(checkpointing="on"), trained(small, "cpu"))
+
+
+def test_an_interrupt_while_measuring_passes(wires, output, monkeypatch):
+    import comfy.model_management as mm
+
+    from graft.host import memory_plan
+
+    def interrupt(*args):
+        raise mm.InterruptProcessingException()
+
+    monkeypatch.setattr(memory_plan, "rehearse", interrupt)
+    with pytest.raises(mm.InterruptProcessingException):
+        train(wires, plan={"memory_limit": 1000}, dataset=dataset())
+    assert not any("forward" in m.__dict__ for m in wires["sdxl"].model.modules())
