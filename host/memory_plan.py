@@ -6,6 +6,7 @@ A GPU's allocator knows the peak of a pass; elsewhere the bytes of tensors are c
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,15 +29,15 @@ from ..trainers.memory_plan import (
 from ..trainers.plan import Plan
 from .checkpointing import find_blocks
 from .memory import free, is_out_of_memory
+from .stopping import is_interrupt
 from .trainee import Trainee
 
-LARGE_MODEL = (
-    500_000_000  # parameters from which "auto" checkpoints on a GPU that cannot be measured
-)
-SPARE = (
-    0.9  # of the free memory is planned with: allocators waste some, and other programs come and go
-)
+# Parameters from which "auto" checkpoints on a GPU that cannot be measured.
+LARGE_MODEL = 500_000_000
+# Of the free memory is planned with: allocators waste some, and other programs come and go.
+SPARE = 0.9
 GRID = 64  # pixels that a proposed size is a multiple of
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,16 @@ def plan(
         trained.checkpointing(_by_size(settings, trained))
         return {"gradient checkpointing": trained.is_checkpointed}
     tell("measuring memory")
-    item = largest_item(loop.data.buckets)
-    room = _room(loop, trained)
-    measure = _measure(loop, trained, item, poll)
-    wish, effective = settings.batch_size, settings.effective_batch
-    choice = choose(measure, wish, effective, room.passes, _modes(settings, trained))
+    item, wish = largest_item(loop.data.buckets), settings.batch_size
+    try:
+        room = _room(loop, trained)
+        measure = _measure(loop, trained, item, poll)
+        modes = _modes(settings, trained)
+        choice = choose(measure, wish, settings.effective_batch, room.passes, modes)
+    except Exception as error:
+        if is_interrupt(error):
+            raise
+        return _unmeasured(loop, trained, warn, error)
     trained.checkpointing(choice.is_checkpointed)
     if choice.micro_batch == 0:
         text = refusal(choice, room, settings, _pixels(loop, trained, item))
@@ -106,6 +112,21 @@ def plan(
     loop.memory.told.append(text)
     tell(text)
     return {"gradient checkpointing": choice.is_checkpointed, "memory plan": text}
+
+
+def _unmeasured(
+    loop: Loop, trained: Trainee, warn: Callable[[str], object], error: Exception
+) -> dict[str, Any]:
+    """Train as if nothing had been measured: what is wrong is not to end a run that may well fit."""
+    _log.exception("The memory could not be measured")
+    loop.drop()
+    free()
+    trained.checkpointing(_by_size(loop.plan, trained))
+    warn(
+        f"The memory could not be measured ({type(error).__name__}: {error}): batch_size is taken as it is. Should it "
+        "run out, the step begins again with fewer pictures in a pass."
+    )
+    return {"gradient checkpointing": trained.is_checkpointed}
 
 
 def line(choice: Choice, room: Room, wish: int) -> str:

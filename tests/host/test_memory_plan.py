@@ -334,3 +334,17 @@ def test_an_interrupt_while_measuring_passes(wires, output, monkeypatch):
     with pytest.raises(mm.InterruptProcessingException):
         train(wires, plan={"memory_limit": 1000}, dataset=dataset())
     assert not any("forward" in m.__dict__ for m in wires["sdxl"].model.modules())
+
+
+def test_what_cannot_be_measured_is_tried_as_it_is(wires, output, monkeypatch):
+    from graft.host import memory_plan
+
+    whole = train(wires, plan=BATCH)
+
+    def odd(*args):
+        raise RuntimeError("no kernel for that")
+
+    monkeypatch.setattr(memory_plan, "rehearse", odd)
+    made = train(wires, plan=BATCH | {"memory_limit": 10**6})
+    assert made.loss_map == whole.loss_map
+    assert "memory plan" not in made.report
