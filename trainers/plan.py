@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long, how large and how exactly a run trains."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..registry import check_limits, option
 
@@ -49,13 +49,17 @@ class Plan:
         min=0.0,
         max=1e9,
     )
-    memory_limit: int = option(
-        0,
-        "MiB of the device's memory to train in, weights included: the batch is cut into smaller passes, and "
-        "checkpointing auto is switched on, until a measured step fits. 0: what is free on a GPU; on a CPU nothing is "
-        "measured.",
-        min=0,
-        max=2**31 - 1,
+    # Not in the repr, and so not in a run's id: it changes how a step is cut, not what is trained.
+    memory_limit: int = field(
+        default=0,
+        repr=False,
+        metadata={
+            "tooltip": "MiB of the device's memory to train in, weights included: the batch is cut into smaller "
+            "passes, and checkpointing auto is switched on, until a measured step fits. 0: what is free on a GPU; on a "
+            "CPU nothing is measured.",
+            "min": 0,
+            "max": 2**31 - 1,
+        },
     )
 
     def __post_init__(self) -> None:
