@@ -168,6 +168,7 @@ def test_a_limit_changes_no_result_and_nothing_is_written_where_it_is_too_low(wi
     assert plan_of(tight.report)[:2] != (4, "off")
     losses, expected = (torch.tensor(one.loss_map["loss"]) for one in (tight, whole))
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-9)
+    assert whole.run == roomy.run == tight.run  # who lowers the limit goes on with the same run
     files = sorted(output.rglob("*.safetensors"))
     with pytest.raises(ValueError, match="memory_limit allows 1 MiB"):
         train(wires, plan=BATCH | {"memory_limit": 1}, steps=2)
