@@ -95,7 +95,7 @@ def _accumulated(loop: Any, steps: int) -> Spread:
     """Loss and gradient of every step, without taking it."""
     spread = Spread([])
     for loop.step in range(steps):
-        loss, _ = loop._accumulate()
+        loss = loop._accumulate()
         parts = [p.grad.flatten() for p in loop.parameters.values() if p.grad is not None]
         spread.add(loss, torch.cat(parts))
     return spread
