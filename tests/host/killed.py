@@ -2,7 +2,7 @@
 """A run in a process of its own, to be killed: `python -m tests.host.killed OUTPUT`.
 
 It trains a tiny model on data that vary, with everything on that a state has to carry, and saves a state after every
-step, slowly, so that a kill often comes in the middle of a write. It says `ready` before its first step, and at the
+step, slowly, so that a kill often comes in the middle of a write. It says `step` at the beginning of each, and at the
 end `done` with the hash of the LoRA.
 """
 
@@ -15,7 +15,7 @@ if "tests.host" not in sys.modules:  # as a script: make ComfyUI, the pack and `
 
 from tests.host import inprocess
 
-STEPS = 24
+STEPS = 48
 PAUSE_S = 0.01
 
 
@@ -35,12 +35,12 @@ def slow(write):
     return slowly
 
 
-def announced(run):
-    """``run`` of the loop, said before."""
+def announced(accumulate):
+    """The loop's ``accumulate``, said before."""
 
     def announce(loop):
-        print("ready", flush=True)
-        return run(loop)
+        print("step", flush=True)
+        return accumulate(loop)
 
     return announce
 
@@ -65,7 +65,7 @@ def main(output: str) -> None:
 
     torch.set_num_threads(1)
     lora_file.write = slow(lora_file.write)
-    Loop.run = announced(Loop.run)
+    Loop._accumulate = announced(Loop._accumulate)
     with torch.inference_mode():
         request = engine.Request(
             tiny.model("sdxl"),
