@@ -18,7 +18,7 @@ from ..trainers.epochs import describe
 from ..trainers.events import Ended, Started, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.monitor import Monitor, NothingLearned
-from ..trainers.plan import FRESH
+from ..trainers.plan import CONTINUE, FRESH
 from ..trainers.state import State
 from . import (
     graph,
@@ -90,8 +90,8 @@ class _Run:
         self.dataset, self.run = self._identify()
         paths.check_writable(paths.loras_folder())
         folder = paths.check_writable(paths.run_folder(self.run))
-        self.begun = request.state.step if request.state else 0
-        self.end = self.begun + request.plan.steps
+        self.first_step = request.state.step if request.state else 0
+        self.end = self.first_step + request.plan.steps
         self.autosave = Autosave(folder, request.plan)
         self.is_same_run = self._continue()
         request = self.request
@@ -101,7 +101,7 @@ class _Run:
         self.loop: Loop
         self.monitor: Monitor
         self.is_ready = self.is_announced = False
-        self.began = ""
+        self.begins_with = ""
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
 
     def _identify(self) -> tuple[str, str]:
@@ -191,7 +191,7 @@ class _Run:
             attached.take_alphas(state.adapter)
         if self.start is not None:
             begun = self.start.begin(attached)
-            self.began, self.facts["begins with"] = begun.text, begun.text
+            self.begins_with, self.facts["begins with"] = begun.text, begun.text
             self.notes += begun.warnings
             self._tell(begun.text)
             self.start = None  # the layers have it now, in copies
@@ -312,7 +312,7 @@ class _Run:
             [
                 f"{self.name}: {self.loop.step} steps, loss {smooth[min(19, len(smooth) - 1)]:.4f} -> {smooth[-1]:.4f}",
                 f"{facts['layers']} layers, {facts['trained parameters']:,} parameters in {facts['precision']}",
-                *([self.began] if self.began else []),
+                *([self.begins_with] if self.begins_with else []),
                 *checks,
                 *self.loop.memory.told,
                 f"free memory {facts['free memory before (GiB)']} -> {facts['free memory after (GiB)']} GiB",
@@ -323,12 +323,14 @@ class _Run:
     def _keep(self, error: BaseException) -> None:
         """Save what was learned before the run ended badly, and say so."""
         text = str(error)
-        if self.is_ready and self.loop.step > self.begun:
+        if self.is_ready and self.loop.step > self.first_step:
             best = self.monitor.worth_keeping(self.loop.step, isinstance(error, Diverged))
             text = f"{text} {self.keeper.rescue(self.loop, best)}".strip()
             where = self.autosave.save(self._state(), self.sink)
             if where and isinstance(error, Diverged | NothingLearned):
                 text = f"{text} Load Training State has the state, {where}, to go on with other settings."
+            elif where and self.request.plan.when_found == FRESH:
+                text = f"{text} With when_found '{CONTINUE}' the same run goes on from there."
             elif where:
                 text = f"{text} Run it again unchanged, and it goes on from there."
             if len(error.args) == 1 and isinstance(error.args[0], str):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..registry import unknown
+from . import paths
 
 _STEP = re.compile(r"(?P<name>.+)[_-]step(?P<step>\d{1,12})(?P<copy>_\d{5})?")
 _OWN = "graft."  # metadata that say how a file was trained
@@ -93,8 +94,6 @@ def fingerprint(pattern: str) -> tuple[Any, ...]:
 
 def _listed() -> list[Listed]:
     import folder_paths
-
-    from . import paths
 
     paths.loras_folder()
     paths.refresh_loras()

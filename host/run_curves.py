@@ -3,7 +3,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 from ..registry import unknown
 from . import paths
 
-_ID = re.compile(r"[0-9a-f]{8,64}")
 _MOST_STEPS, _HUGE = 1_000_000_000, 1e300
 _FIRST_LINE = 2**16  # bytes in which the start of a run is told
 
@@ -115,7 +113,7 @@ def find(wanted: str) -> Path:
         ValueError: There is no such run, or more than one.
     """
     logs = _logs()
-    if _ID.fullmatch(wanted):
+    if paths.is_run_id(wanted):
         fitting = [log for log in logs if log.parent.name.startswith(wanted)]
         if len(fitting) > 1:
             raise ValueError(f"{len(fitting)} runs begin with {wanted}: give more digits.")

@@ -62,7 +62,8 @@ class EMA:
         Raises:
             ValueError: They belong to other parameters.
         """
-        if shadows and set(shadows) != set(self._shadows):
+        shapes = {name: shadow.shape for name, shadow in self._shadows.items()}
+        if shadows and {name: shadow.shape for name, shadow in shadows.items()} != shapes:
             raise ValueError(
                 "The state averages other parameters than this network; use the settings it was trained with."
             )

@@ -111,13 +111,15 @@ def restore_groups(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, torch.nn.Parameter],
     groups: Sequence[Mapping[str, Any]],
+    running: Sequence[str],
 ) -> None:
-    """Put back what ``group_state`` gave.
+    """Put back what ``group_state`` gave, and nothing else that may be there.
 
     Args:
         optimizer: A new optimizer over the values of ``parameters``.
         parameters: The trained parameters by name.
         groups: What ``group_state`` gave; nothing is put back of ().
+        running: The numbers of a group that change from step to step.
 
     Raises:
         ValueError: The state's groups are others.
@@ -129,7 +131,7 @@ def restore_groups(
             "put others together; use the learning rates, decays and stops of the parts that it was trained with."
         )
     for group, saved in zip(optimizer.param_groups, groups, strict=False):
-        group.update({key: value for key, value in saved.items() if key != "names"})
+        group.update({key: saved[key] for key in running if key in saved})
 
 
 def _grouped(

@@ -30,6 +30,7 @@ class Stepper:
         self.settings, self.parameters = settings, dict(parameters)
         self.algorithm = settings.algorithm.build(settings.groups(self.parameters))
         self.ema = EMA(self.parameters, settings.ema_decay) if settings.ema_decay else None
+        self._running: tuple[str, ...] = getattr(settings.algorithm, "running", ())
 
     def begin(self, step: int, total: int) -> dict[str, torch.nn.Parameter]:
         """Set the learning rates of a step.
@@ -75,13 +76,10 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs of this, as fields of a ``State``: copies on the CPU."""
-        algorithm, running = (
-            self.settings.algorithm,
-            getattr(self.settings.algorithm, "running", ()),
-        )
+        algorithm = self.settings.algorithm
         return {
             "optimizer": optimizer_state(self.algorithm, self.parameters),
-            "groups": group_state(self.algorithm, self.parameters, running),
+            "groups": group_state(self.algorithm, self.parameters, self._running),
             "algorithm": getattr(algorithm, "name", ""),
             "ema": {} if self.ema is None else self.ema.state(),
             "ema_updates": 0 if self.ema is None else self.ema.updates,
@@ -103,6 +101,6 @@ class Stepper:
                 "start a new training on the MODEL that came out of the first."
             )
         restore_optimizer(self.algorithm, self.parameters, state.optimizer)
-        restore_groups(self.algorithm, self.parameters, state.groups)
+        restore_groups(self.algorithm, self.parameters, state.groups, self._running)
         if self.ema is not None:
             self.ema.load(state.ema, state.ema_updates)

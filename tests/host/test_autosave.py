@@ -96,6 +96,12 @@ def test_a_run_that_fell_apart_is_not_told_to_do_so_again(request_of, output, mo
         assert "unchanged" not in str(told.value)
 
 
+def test_who_starts_fresh_is_told_how_to_go_on(request_of, output, monkeypatch):
+    cut_after(monkeypatch, 2)
+    with pytest.raises(Cut, match="With when_found 'continue' the same run goes on"):
+        train(request_of(when_found="start fresh"))
+
+
 def test_other_settings_begin_anew_and_what_changes_nothing_does_not(
     request_of, output, monkeypatch
 ):

@@ -95,3 +95,5 @@ def test_shadows_of_other_parameters_are_refused():
     parameters, _ = trajectory(1)
     with pytest.raises(ValueError, match="averages other parameters"):
         EMA(parameters, 0.9).load({"c": torch.zeros(1)}, 3)
+    with pytest.raises(ValueError, match="averages other parameters"):  # a 1 would fit every shape
+        EMA(parameters, 0.9).load({"a": torch.zeros(1), "b": torch.zeros(1)}, 3)

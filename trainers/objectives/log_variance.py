@@ -71,9 +71,18 @@ class LogVariance:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what ``state()`` gave; u begins at 0 where that is nothing."""
+        """Take over what ``state()`` gave; u begins at 0 where that is nothing.
+
+        Args:
+            state: What ``state()`` gave, or nothing.
+
+        Raises:
+            ValueError: It is something else.
+        """
         if not state:
             return
+        if "weights" not in state or state["weights"].shape != self.weights.shape:
+            raise ValueError(f"The log-variance of the state is not one of {FEATURES} features.")
         self.weights.copy_(state["weights"])
         packed = self._adam.state_dict()
         packed["state"] = {0: {k: v.clone() for k, v in state.items() if k != "weights"}}

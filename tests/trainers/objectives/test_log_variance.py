@@ -69,3 +69,9 @@ def test_a_loss_of_nothing_stays_a_number():
         log_variance.weights.fill_(-1e3)
     loss = torch.zeros(1)
     assert log_variance.minimized(loss, sigma, learns=True).abs() <= 20
+
+
+@pytest.mark.parametrize("state", [{"step": torch.ones(())}, {"weights": torch.ones(1)}])
+def test_what_is_no_state_of_it_is_refused(state):
+    with pytest.raises(ValueError, match="128 features"):
+        LogVariance(CPU).load(state)
