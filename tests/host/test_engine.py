@@ -345,6 +345,42 @@ def test_a_full_disk_costs_no_finished_work(wires, output, monkeypatch):
     assert "tensors applied" in outcome.report
 
 
+def test_a_file_that_cannot_be_read_again_costs_no_outputs(wires, output, monkeypatch):
+    from graft.host import result
+
+    def broken(path, model):
+        raise ValueError(f"'{path.name}' cannot be opened again: cut off")
+
+    monkeypatch.setattr(result, "self_check", broken)
+    outcome = train(wires, plan={"autosave_every": 1})
+    assert "but NOT as it should be ('graft.safetensors' cannot be opened" in outcome.report
+    assert "tensors applied" in outcome.report
+    assert list(output.rglob("*.state.safetensors")), "the state is all that is sure"
+
+
+@pytest.mark.parametrize("error", [(RuntimeError, "no"), (OSError, 5, "Input/output error")])
+def test_nothing_hides_what_ended_a_run(wires, output, monkeypatch, error):
+    """Not even that the state cannot be made either, and every kind of error says what was kept."""
+    from graft.trainers.loop import Loop
+
+    real = Loop._accumulate
+
+    def fail(loop):
+        if loop.step == 2:
+            raise error[0](*error[1:])
+        return real(loop)
+
+    def no_memory(loop):
+        raise MemoryError("not for a copy either")
+
+    monkeypatch.setattr(Loop, "_accumulate", fail)
+    with pytest.raises(error[0], match="after 2 steps is kept in output/loras.* goes on from"):
+        train(wires)
+    monkeypatch.setattr(Loop, "state", no_memory)
+    with pytest.raises(error[0], match=r"after 2 steps is kept in output/loras[^ ]*$"):
+        train(wires, plan={"when_found": "start fresh"})
+
+
 def test_a_state_of_another_model_is_refused(wires, output):
     head = train(wires, steps=2, plan={"total_steps": 4})
     with pytest.raises(ValueError, match="before the first training node"):
