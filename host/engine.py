@@ -178,6 +178,9 @@ class _Run:
                 loop.after = self._after(trained, prepared.size, data)
                 self._announce(trained, attached, prepared.facts)
                 monitor.begin(request.state, is_same_run=self.is_same_run)
+                if loop.step == loop.end and self.previews.is_due(loop.step, loop.end):
+                    # Cut off after its last step: the last pictures are an output.
+                    self.previews.draw(loop.step, trained, data, prepared.size, loop.averaged)
                 is_whole = loop.run()
                 monitor.finish(loop.step)
                 return is_whole

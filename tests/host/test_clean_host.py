@@ -231,7 +231,7 @@ def train(asked):
     return engine.train(asked)
 
 
-@pytest.mark.parametrize(("place", "kind"), cases())
+@pytest.mark.parametrize(("place", "kind"), list(cases()))
 def test_the_host_is_as_it_was(wires, output, failing, monkeypatch, place, kind):  # noqa: F811
     import comfy.model_management as mm
 

@@ -150,7 +150,7 @@ def cases():
                 yield pytest.param(kind, fault, marks=() if is_quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("kind", "fault"), cases())
+@pytest.mark.parametrize(("kind", "fault"), list(cases()))
 def test_a_file_that_cannot_be_written_costs_nothing_else(
     whole,
     asked,
