@@ -53,6 +53,7 @@ class Autosave:
             return ""  # an older one that is good must not make room for it
         path = self._folder / f"step_{state.step:06}{states.SUFFIX}"
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)  # a user may have deleted it
             paths.atomic_write(path, states.writer(state))
             where = paths.relative_to_output(path)
         except (OSError, TypeError, ValueError) as error:

@@ -100,7 +100,7 @@ class _Run:
         self.keeper = Keeper(request, *known, self.start.digest if self.start else "")
         self.loop: Loop
         self.monitor: Monitor
-        self.is_ready = self.is_announced = False
+        self.is_ready = self.is_announced = self.is_kept = False
         self.begins_with = ""
         self.facts: dict[str, Any] = {"run": self.run, "name": self.name}
 
@@ -146,7 +146,8 @@ class _Run:
         finally:
             if self.is_ready:
                 del self.loop  # its callbacks hold this object: a cycle around the trained weights
-        self.autosave.forget()
+        if self.is_kept:  # else the states are all that is on disk
+            self.autosave.forget()
         self.sink(Ended("done" if is_whole else "finished", outcome.report))
         return outcome
 
@@ -177,6 +178,9 @@ class _Run:
                 loop.after = self._after(trained, prepared.size, data)
                 self._announce(trained, attached, prepared.facts)
                 monitor.begin(request.state, is_same_run=self.is_same_run)
+                if loop.step == loop.end and self.previews.is_due(loop.step, loop.end):
+                    # Cut off after its last step: the last pictures are an output.
+                    self.previews.draw(loop.step, trained, data, prepared.size, loop.averaged)
                 is_whole = loop.run()
                 monitor.finish(loop.step)
                 return is_whole
@@ -262,7 +266,7 @@ class _Run:
 
         def after(step: int) -> None:
             if self.autosave.is_due(step):
-                self.autosave.save(self._state(), self.sink)
+                self._save_state()
             if runs.wants_save(self.run):
                 self.keeper.save_on_request(self.loop)
             self.keeper.save_every(self.loop)
@@ -277,6 +281,7 @@ class _Run:
         best = monitor.better() if monitor.stopped else None
         adapter = self.keeper.adapter(loop, self.name, best)
         report, where = self.keeper.save_result(loop, adapter)
+        self.is_kept = report is not None
         where += self.keeper.save_raw(loop)
         model, applied = result.apply(request.model, adapter.tensors)
         report = report or applied
@@ -320,22 +325,43 @@ class _Run:
             ]
         )
 
+    def _save_state(self) -> str:
+        """Write where the run stands; empty when that fails, which ends nothing and hides nothing."""
+        try:
+            return self.autosave.save(self._state(), self.sink)
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            _log.exception("The state after step %d could not be made", self.loop.step)
+            text = f"The state after step {self.loop.step} could not be saved: {error}"
+            self.sink(Warned(text))
+            return ""
+
     def _keep(self, error: BaseException) -> None:
         """Save what was learned before the run ended badly, and say so."""
         text = str(error)
         if self.is_ready and self.loop.step > self.first_step:
-            best = self.monitor.worth_keeping(self.loop.step, isinstance(error, Diverged))
-            text = f"{text} {self.keeper.rescue(self.loop, best)}".strip()
-            where = self.autosave.save(self._state(), self.sink)
-            if where and isinstance(error, Diverged | NothingLearned):
-                text = f"{text} Load Training State has the state, {where}, to go on with other settings."
-            elif where and self.request.plan.when_found == FRESH:
-                text = f"{text} With when_found '{CONTINUE}' the same run goes on from there."
-            elif where:
-                text = f"{text} Run it again unchanged, and it goes on from there."
+            kept = self._rescued(error)
+            text = f"{text} {kept}".strip()
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (text,)  # the type stays: the host looks at it
+            elif isinstance(error, OSError):
+                error.strerror = f"{error.strerror}. {kept}"
         self.sink(Ended("interrupted" if is_interrupt(error) else "error", text))
+
+    def _rescued(self, error: BaseException) -> str:
+        """Save what was learned; what was kept where, and how to go on from it."""
+        best = self.monitor.worth_keeping(self.loop.step, isinstance(error, Diverged))
+        text, where = self.keeper.rescue(self.loop, best), self._save_state()
+        if not where:
+            return text
+        if isinstance(error, Diverged | NothingLearned):
+            how = f"Load Training State has the state, {where}, to go on with other settings."
+        elif self.request.plan.when_found == FRESH:
+            how = f"With when_found '{CONTINUE}' the same run goes on from there."
+        else:
+            how = "Run it again unchanged, and it goes on from there."
+        return f"{text} {how}"
 
 
 def free_memory() -> float:

@@ -9,8 +9,9 @@ import torch
 
 from ..loaders import lora_file
 from ..trainers.state import State
+from . import model_patches
 
-SAMPLE_BYTES = 4096
+SAMPLE_BYTES = model_patches.SAMPLE_BYTES
 
 
 def run_id(model: str, dataset: str, *settings: Any) -> str:
@@ -35,7 +36,7 @@ def begun(state: State | None) -> tuple[int, int, str] | None:
 
 
 def model_digest(model: Any) -> str:
-    """SHA-256 over names, shapes, dtypes and the first 4 KiB of each weight, and over the wire's patches."""
+    """SHA-256 over names, shapes, dtypes and the first 4 KiB of each weight, and over all patches of the wire."""
     sha = hashlib.sha256()
     # A loaded clone may have its patches in the weights; the originals are in the backup.
     backup = getattr(model, "backup", {})
@@ -48,10 +49,8 @@ def model_digest(model: Any) -> str:
             sha.update(f"{name} {patch[0]} {patch[2]}".encode())
             for tensor in _tensors(patch[1]):
                 _add(sha, "", tensor)
-    for name, patch in sorted(getattr(model, "object_patches", {}).items()):
-        sha.update(f"{name} {type(patch).__name__}".encode())
-        for tensor in _tensors(getattr(patch, "_buffers", ())):
-            _add(sha, "", tensor)
+    for line in model_patches.told(model):
+        sha.update(line.encode("utf-8", "surrogatepass"))
     return sha.hexdigest()
 
 

@@ -2,8 +2,10 @@
 """The result of a run as values and files: what is trained so far, at the end, and when something fails."""
 
 import contextlib
+import functools
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -102,21 +104,41 @@ class Keeper:
             self.sink(Warned(f"The LoRA after step {loop.step} could not be saved: {error}"))
 
     def save_result(self, loop: Loop, adapter: AdapterFile) -> tuple[result.Report | None, str]:
-        """Write and check the file; a full disk must not cost what is in memory.
+        """Write and check the file, in the run's folder or where else it can be; never fails.
 
         Returns:
-            What the check found, if there is a file, and where it is.
+            What the check found, None where no file is there that can be read again; and where it is.
         """
+        failed: list[str] = []
+        for folder in (functools.partial(paths.run_folder, self.run), paths.loras_folder):
+            try:
+                path = result.save_lora(folder() / f"{self.name}.safetensors", adapter)
+            except (OSError, ValueError) as error:
+                failed.append(str(error))
+                continue
+            where = paths.relative_to_output(path)
+            self.sink(Saved(loop.step, where))
+            return self._checked(path, where, failed)
+        text = (
+            f"NOT on disk ({failed[0]}), but still in memory: make room, put Save LoRA behind this node and queue the "
+            "same graph again, before ComfyUI is closed; nothing is trained again"
+        )
+        self.sink(Warned(f"The LoRA is {text}."))
+        return None, text
+
+    def _checked(
+        self, path: Path, where: str, failed: list[str]
+    ) -> tuple[result.Report | None, str]:
+        text = f"kept in output/{where}"
+        if failed:
+            text = f"{text}, as its own folder could not be used: {failed[0]}"
+            self.sink(Warned(f"The LoRA is {text}."))
         try:
-            path = paths.run_folder(self.run) / f"{self.name}.safetensors"
-            path = result.save_lora(path, adapter)
-        except OSError as error:
-            text = f"NOT on disk ({error}): make room and save it with Save LoRA"
+            return result.self_check(path, self.request.model), text
+        except (OSError, ValueError) as error:
+            text = f"{text}, but NOT as it should be ({error}): save it with Save LoRA, too"
             self.sink(Warned(f"The LoRA is {text}."))
             return None, text
-        where = paths.relative_to_output(path)
-        self.sink(Saved(loop.step, where))
-        return result.self_check(path, self.request.model), f"kept in output/{where}"
 
     def save_raw(self, loop: Loop) -> str:
         """Write the last weights beside the result, where that is their moving average.
@@ -143,7 +165,7 @@ class Keeper:
             adapter = self.adapter(loop, name, best, is_raw)
             path = paths.run_folder(self.run) / f"{name}.safetensors"
             where = paths.relative_to_output(result.save_lora(path, adapter))
-        except (OSError, Diverged) as error:
+        except (OSError, ValueError, Diverged) as error:
             self.sink(Warned(f"{name} could not be saved: {error}"))
             return f"NOT on disk ({error})"
         self.sink(Saved(step, where))

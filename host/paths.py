@@ -24,6 +24,8 @@ _RESERVED = re.compile(
 )
 _MAX_NAME_BYTES = 160
 _REPLACE_TRIES = 10
+# A quota and a limit on the size of files are full disks, too.
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def output_folder() -> Path:
@@ -266,7 +268,7 @@ def _make(folder: Path) -> None:
 def _clear(error: OSError, folder: Path) -> Exception:
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         return ValueError(f"'{folder}' cannot be a folder: a file is in its place. Move it away.")
-    if error.errno == errno.ENOSPC:
+    if error.errno in _FULL:
         return ValueError(f"No space is left on the disk of '{folder}'. Free some, then run again.")
     return PermissionError(
         f"'{folder}' cannot be written ({error.strerror or error}). Change its permissions, or "
@@ -331,9 +333,21 @@ def _temporary(folder: Path, writer: Callable[[Path], None]) -> Iterator[Path]:
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         yield temporary
+    except OSError as error:
+        raise _unwritten(error, folder) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _unwritten(error: OSError, folder: Path) -> OSError:
+    """The same kind of error, saying which folder and what to do."""
+    where = f"'{folder.parent.name}/{folder.name}'"
+    if error.errno in _FULL:
+        text = f"No space left on the disk of {where}; make room there, then run again"
+    else:
+        text = f"{where} cannot be written: {error.strerror or error}"
+    return OSError(error.errno or errno.EIO, text)
 
 
 def _replace(source: Path, target: Path) -> None:

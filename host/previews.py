@@ -74,13 +74,22 @@ class Previews:
                     rows = picture_rows.rows(trained, data, request.vae, request.plan.seed)
                     images = picture_rows.sheet(rows, picture_rows.levels(trained.denoiser), images)
             self.images = images
-            self._sink(Sample(step, preview.save_samples(images, self._run, step)))
+            self._save(step, images)
         except Exception as error:
             if is_interrupt(error) or isinstance(error, preview.TraineeLost):
                 raise
             _log.exception("The preview after step %d failed", step)
             text = f"The preview after step {step} failed ({error}); training goes on."
             self._sink(Warned(text))
+
+    def _save(self, step: int, images: torch.Tensor) -> None:
+        try:
+            made = preview.save_samples(images, self._run, step)
+        except (OSError, ValueError) as error:
+            text = f"The pictures after step {step} could not be saved ({error}); training goes on."
+            self._sink(Warned(text))
+            return
+        self._sink(Sample(step, made))
 
     def compare(self, model: Any, step: int) -> list[str]:
         """How near MODEL out comes to what the trainee drew after its last ``step``, as a line for the report."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One sink for a run's events: progress bar, text in the node, log, ``log.jsonl``, TensorBoard and browser.
 
-A part that breaks (a full disk, say) is named once in the log and left out; training goes on.
+A part that breaks (a full disk, say) is named once, in the log and in the browser, and left out; training goes on.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 from ..trainers.events import (
     Ended,
@@ -24,6 +24,7 @@ from ..trainers.events import (
     Warned,
 )
 from . import event_files, paths
+from .row_file import RowFile
 from .runs import RUNS, Runs, finite, prompt_server
 
 KINDS: dict[type, str] = {
@@ -81,12 +82,13 @@ class RunSink:
         self._clock = clock
         self._lock = threading.RLock()
         self._broken: set[str] = set()
+        self._untold: list[Warned] = []
         self._points: list[tuple[Any, ...]] = []
         self._begun = False
         self._sent_at = self._line_at = self._epoch_at = float("-inf")
         self._pace: float | None = None
         self._last: Progress | None = None
-        self._file: IO[str] | None = None
+        self._rows: RowFile | None = None
         self._charts: Any = None
         self._bar: Any = None
 
@@ -98,7 +100,7 @@ class RunSink:
             self._try("log.jsonl", lambda: self._write(event))
             self._try("TensorBoard", lambda: self._chart(event))
             if not isinstance(event, Epoch):  # as many as steps where the pictures are few
-                self._try("browser", lambda: self._tell(event))
+                self._try("browser", lambda: self._tell_all(event))
             self._try("log", lambda: self._say(event))
             if isinstance(event, Ended):
                 self._try("run.json", self._close)
@@ -140,7 +142,9 @@ class RunSink:
             if type(error).__name__ == "InterruptProcessingException":
                 raise
             self._broken.add(part)
-            _log.warning("%s is left out from here on: %s", part, error or type(error).__name__)
+            text = f"{part} is left out from here on: {str(error) or type(error).__name__}"
+            _log.warning("%s", text)
+            self._untold.append(Warned(text))
 
     def _note(self, event: Progress) -> None:
         if self._pace is None:
@@ -151,22 +155,34 @@ class RunSink:
 
     def _write(self, event: Event) -> None:
         row = {"time": round(time.time(), 3), "kind": KINDS[type(event)], **_fields(event)}
-        if self._file is None:
-            path = paths.run_folder(self.run) / "log.jsonl"
-            self._file = path.open("a", encoding="utf-8", newline="\n")
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        if self._rows is None:
+            self._rows = RowFile(paths.run_folder(self.run) / "log.jsonl")
+        self._rows.add(json.dumps(row, allow_nan=False))
 
     def _chart(self, event: Event) -> None:
         if isinstance(event, Started) and event_files.is_installed():
             self._charts = event_files.open_writer(paths.run_folder(self.run), event.step)
         if self._charts is None:
             return
-        for name, value in event_files.scalars(event).items():
-            self._charts.add_scalar(name, value, getattr(event, "step", 0))
+        try:
+            for name, value in event_files.scalars(event).items():
+                self._charts.add_scalar(name, value, getattr(event, "step", 0))
+        except Exception:
+            self._close_charts()  # it has a thread and an open file
+            raise
         if isinstance(event, Ended):
-            charts, self._charts = self._charts, None
-            charts.close()
+            self._close_charts()
+
+    def _close_charts(self) -> None:
+        charts, self._charts = self._charts, None
+        charts.close()
+
+    def _tell_all(self, event: Event) -> None:
+        """Tell the browser of the event, and of the parts that broke: after the start, but before the end."""
+        untold, self._untold = self._untold, []
+        told: list[Event] = [event, *untold] if isinstance(event, Started) else [*untold, event]
+        for one in told:
+            self._tell(one)
 
     def _tell(self, event: Event) -> None:
         if not self._begun or isinstance(event, Started):
@@ -242,9 +258,8 @@ class RunSink:
             self._bar.update_absolute(done, total)
 
     def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        if self._rows is not None:
+            self._rows.close()
         self._runs.write(self.run)
 
 

@@ -91,7 +91,7 @@ class Runs:
                 "total": total,
                 "facts": finite(facts or {}),
                 "points": [row for row in old.get("points", []) if row[1] <= step],
-                "events": [row for row in old.get("events", []) if 0 < row.get("step", 0) <= step],
+                "events": [row for row in old.get("events", []) if _stays(row, step)],
             }
             self._runs[run] = record
             self._runs.move_to_end(run)
@@ -212,6 +212,12 @@ class Runs:
         full = head | {"workflow_id": record["workflow_id"], "total": record["total"]} | message
         _send(full)
         return full
+
+
+def _stays(event: Mapping[str, Any], step: int) -> bool:
+    """Whether an event is still true when the run goes on at ``step``; what is warned of at first is said again."""
+    at = event.get("step", 0)
+    return 0 < at <= step or (at == 0 < step and event.get("kind") != "warned")
 
 
 def _send(message: dict[str, Any]) -> None:

@@ -84,6 +84,31 @@ def test_a_run_that_failed_goes_on_and_equals_the_whole_one(request_of, output, 
     assert kept == (whole.adapter.metadata, whole.state.validation, whole.state.total_steps)
 
 
+def test_a_run_cut_off_after_its_last_step_hands_over_its_last_pictures(
+    request_of, output, monkeypatch
+):
+    from graft.host import result
+    from graft.trainers.preview import Preview
+
+    shown = {"preview": Preview(("a zork",), steps=1, every=3, at_start=False)}
+    whole = train(dataclasses.replace(request_of(), **shown))
+    real, calls = result.apply, []
+
+    def fail(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise Cut("the power went")
+        return real(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(result, "apply", fail)
+        with pytest.raises(Cut, match="after 6 steps is kept in .* goes on from there"):
+            train(dataclasses.replace(request_of(), **shown))
+    again = train(dataclasses.replace(request_of(), **shown))
+    assert options.same(again, whole)
+    assert torch.equal(again.images, whole.images)
+
+
 def test_a_run_that_fell_apart_is_not_told_to_do_so_again(request_of, output, monkeypatch):
     from graft.trainers.loop import Diverged
 

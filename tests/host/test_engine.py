@@ -106,6 +106,61 @@ def test_three_and_three_of_six_equals_six(wires, output):
         assert torch.equal(value, tail.lora_model[key])
 
 
+def copied(value):
+    """A state's parts, its tensors as copies."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if dataclasses.is_dataclass(value):
+        return {f.name: copied(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def test_two_runs_branch_off_one_state_that_stays_as_it_was(wires, output):
+    """With its own settings it is the whole run; another learning rate goes elsewhere; in any order."""
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw import AdamW
+    from graft.trainers.preview import Preview
+
+    slow, fast = (Optimizer(AdamW(lr), ema_decay=0.9) for lr in (1e-3, 1e-2))
+    shown = {"plan": {"total_steps": 6}, "preview": Preview(("a zork",), steps=1, cfg=1.0, every=3)}
+    head = train(wires, steps=3, optimizer=slow, **shown)
+    before = copied(head.state)
+    tails = [
+        train(wires, steps=3, optimizer=optimizer, state=head.state, **shown)
+        for optimizer in (fast, slow, fast)
+    ]
+    assert equal(before, copied(head.state))
+    whole = train(wires, steps=6, optimizer=slow, **shown)
+    assert equal(dict(tails[1].lora_model), dict(whole.lora_model))
+    assert equal(dict(tails[0].lora_model), dict(tails[2].lora_model))
+    assert tails[0].loss_map["loss"][:3] == whole.loss_map["loss"][:3]
+    assert tails[0].loss_map["loss"][4:] != whole.loss_map["loss"][4:]
+    assert torch.equal(tails[1].images, whole.images)
+    drawn = {
+        name: sorted(path.name for path in (output / "graft" / made.run / "samples").iterdir())
+        for name, made in (("head", head), ("fast", tails[0]), ("slow", tails[1]))
+    }
+    own = ["step_000006_0.png"]
+    assert drawn == {
+        "head": ["step_000000_0.png", "step_000003_0.png"],
+        "fast": own,
+        "slow": own,
+    }
+    assert len({head.run, tails[0].run, tails[1].run, whole.run}) == 4
+
+
 def test_an_interrupt_keeps_the_work_and_the_model(wires, output, monkeypatch):
     import comfy.model_management as management
 
@@ -343,6 +398,42 @@ def test_a_full_disk_costs_no_finished_work(wires, output, monkeypatch):
     assert outcome.lora_model
     assert "NOT on disk" in outcome.report
     assert "tensors applied" in outcome.report
+
+
+def test_a_file_that_cannot_be_read_again_costs_no_outputs(wires, output, monkeypatch):
+    from graft.host import result
+
+    def broken(path, model):
+        raise ValueError(f"'{path.name}' cannot be opened again: cut off")
+
+    monkeypatch.setattr(result, "self_check", broken)
+    outcome = train(wires, plan={"autosave_every": 1})
+    assert "but NOT as it should be ('graft.safetensors' cannot be opened" in outcome.report
+    assert "tensors applied" in outcome.report
+    assert list(output.rglob("*.state.safetensors")), "the state is all that is sure"
+
+
+@pytest.mark.parametrize("error", [(RuntimeError, "no"), (OSError, 5, "Input/output error")])
+def test_nothing_hides_what_ended_a_run(wires, output, monkeypatch, error):
+    """Not even that the state cannot be made either, and every kind of error says what was kept."""
+    from graft.trainers.loop import Loop
+
+    real = Loop._accumulate
+
+    def fail(loop):
+        if loop.step == 2:
+            raise error[0](*error[1:])
+        return real(loop)
+
+    def no_memory(loop):
+        raise MemoryError("not for a copy either")
+
+    monkeypatch.setattr(Loop, "_accumulate", fail)
+    with pytest.raises(error[0], match="after 2 steps is kept in output/loras.* goes on from"):
+        train(wires)
+    monkeypatch.setattr(Loop, "state", no_memory)
+    with pytest.raises(error[0], match=r"after 2 steps is kept in output/loras[^ ]*$"):
+        train(wires, plan={"when_found": "start fresh"})
 
 
 def test_a_state_of_another_model_is_refused(wires, output):

@@ -110,6 +110,8 @@ def test_a_broken_writer_is_one_warning(world, writers, monkeypatch, caplog, whe
     said = [r.getMessage() for r in caplog.records if "TensorBoard" in r.getMessage()]
     assert said == ["TensorBoard is left out from here on: [Errno 28] No space left on device"]
     assert len(log_rows()) == 9
+    if where == "write":
+        assert writers[0].is_closed  # it has a thread and an open file
 
 
 @needs_tensorboard

@@ -221,8 +221,30 @@ def test_a_full_disk_warns_once_and_the_rest_goes_on(world, caplog, monkeypatch)
         "log.jsonl is left out from here on: [Errno 28] No space left on device"
     ]
     assert len([m for m in warned if m.startswith("run.json")]) == 1
-    assert len(world.store.since(RUN)["points"]) == 20
+    known = world.store.since(RUN)
+    assert len(known["points"]) == 20
+    assert [(row["kind"], row.get("text", "")[:9]) for row in known["events"]] == [
+        ("warned", "log.jsonl"),
+        ("ended", ""),
+    ]
     assert world.bar[-1] == (20, 20)
+
+
+def test_a_log_that_broke_does_not_cost_the_history(world, monkeypatch):
+    from graft.host import progress
+    from graft.trainers.events import Ended, Started
+
+    def full(rows, row):
+        raise OSError(28, "No space left on device")
+
+    sink = world.sink(2)
+    sink(Started(2))
+    monkeypatch.setattr(progress.RowFile, "add", full)
+    world.step(sink, 1, total=2)
+    sink(Ended("done"))
+    folder = progress.paths.run_folder(RUN)
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 1
+    assert (folder / "run.json").is_file()
 
 
 def test_a_broken_browser_or_bar_does_not_end_the_run(world, caplog):

@@ -115,6 +115,19 @@ def test_a_run_that_starts_again_goes_on_counting_and_keeps_what_is_before(store
     assert store.since(RUN)["points"] == []
 
 
+def test_what_was_shown_before_the_first_step_stays_when_a_run_goes_on(store, sent):
+    """The picture of the untrained model is what the others are compared with; notes come again."""
+    store.start(RUN, total=9)
+    store.add(RUN, "warned", text="a note")
+    store.add(RUN, "sample", images=[{"filename": "step_000000_0.png"}])
+    store.add(RUN, "progress", [(1, 0.5, 1e-4, 1.0, 0.1), (2, 0.5, 1e-4, 1.0, 0.1)])
+    store.add(RUN, "sample", images=[{"filename": "step_000002_0.png"}])
+    store.start(RUN, step=1, total=9)
+    assert [(e["kind"], e["step"]) for e in store.since(RUN)["events"]] == [("sample", 0)]
+    store.start(RUN, step=0, total=9)
+    assert store.since(RUN)["events"] == []
+
+
 def test_numbers_that_json_has_not_become_null(store, sent):
     from graft.host.runs import finite
 
