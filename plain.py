@@ -5,6 +5,7 @@ What would is written as Python writes it in a string: control characters (also 
 sequence), ends of lines, marks that turn the direction of writing, invisible characters, and halves of characters.
 """
 
+import html
 import re
 
 _HARMFUL = re.compile(
@@ -44,6 +45,18 @@ def plain_lines(text: str) -> str:
         The text as ``plain`` has it, line by line, with all lines behind the first indented.
     """
     return "\n    ".join(plain(line) for line in text.replace("\r\n", "\n").split("\n"))
+
+
+def markup(text: str) -> str:
+    """A text for a place that takes HTML, as the text in a node is to some of the host's frontends.
+
+    Args:
+        text: Of any number of lines.
+
+    Returns:
+        The text with nothing in it that is a tag, an entity or ``[[label|address]]``, which they make a link of.
+    """
+    return html.escape(text).replace("[[", "[&#91;")
 
 
 def _escaped(found: re.Match[str]) -> str:

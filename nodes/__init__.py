@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..host import routes
+from ..host import plain_log, routes
 
 MODULES = (
     "mini",
@@ -32,6 +32,7 @@ class GraftExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node that works on this host; one that does not is logged and left out."""
+        plain_log.install()
         routes.register()
         return node_classes()
 
