@@ -15,6 +15,9 @@ from .framing import Framing
 from .images import MIN_PX
 from .item import Item, sha
 
+MAX_ROUNDS = 10_000_000
+MAX_TRIGGER = 1000
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -78,6 +81,15 @@ class Dataset:
         if self.labels and any((item.label or 0) >= len(self.labels) for item in self.items):
             raise ValueError(
                 f"a picture's class label is beyond the {len(self.labels)} named classes"
+            )
+        if sum(self.repeats) > MAX_ROUNDS:
+            raise ValueError(
+                f"an epoch has {sum(self.repeats)} pictures with their repeats, {MAX_ROUNDS} are possible: lower the "
+                "repeats"
+            )
+        if len(self.trigger) > MAX_TRIGGER:
+            raise ValueError(
+                f"the trigger has {len(self.trigger)} characters, {MAX_TRIGGER} are possible: give a word or two"
             )
         self._check_parts()
         check_limits(self)
