@@ -19,6 +19,11 @@ def is_plain(text: str) -> bool:
     return _HARMFUL.search(text) is None
 
 
+def has_halves(text: str) -> bool:
+    """Whether a text has halves of characters (surrogates), which neither UTF-8 nor a tokenizer takes."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def plain(text: object, most: int = 0) -> str:
     """A text in one line, with nothing in it that a terminal or a reader of the log takes for more than text.
 
@@ -44,7 +49,10 @@ def plain_lines(text: str) -> str:
     Returns:
         The text as ``plain`` has it, line by line, with all lines behind the first indented.
     """
-    return "\n    ".join(plain(line) for line in text.replace("\r\n", "\n").split("\n"))
+    first, *others = (plain(line) for line in text.replace("\r\n", "\n").split("\n"))
+    return "\n".join(
+        [first, *(line if line[:1] in ("", " ") else f"    {line}" for line in others)]
+    )
 
 
 def markup(text: str) -> str:

@@ -120,8 +120,9 @@ def _guarded(web: Any, handler: Handler) -> Handler:
 
 async def _wrong_body(request: Any) -> tuple[int, str] | None:
     """Status and text for a body that is no small JSON object; no more of it is read than may be there."""
-    if request.content_type != "application/json":
-        return 415, "Content-Type must be application/json"
+    packed = request.headers.get("Content-Encoding", "identity") != "identity"
+    if packed or request.content_type != "application/json":
+        return 415, "Content-Type must be application/json, without a Content-Encoding"
     data = b""
     async for chunk in request.content.iter_chunked(MAX_BODY):
         data += chunk

@@ -40,3 +40,4 @@ def test_lines_behind_the_first_are_indented():
     assert plain_lines("one\n[ERROR] two\r\nthree\rfour") == (
         "one\n    [ERROR] two\n    three\\rfour"
     )
+    assert plain_lines("one\n\n  two") == "one\n\n  two"

@@ -403,6 +403,18 @@ def test_only_a_small_json_object_is_taken(routed, data, kind, status):
     assert routes.RUNS.wants_finish(RUN) is (status == 200)
 
 
+@pytest.mark.parametrize("packing", ["gzip", "deflate", "br", "x"])
+def test_a_packed_body_is_refused_unread(routed, packing):
+    """It may unpack to more than it is, or not at all, which the server would answer with 500."""
+    from graft.host import routes
+
+    routes.RUNS.start(RUN, total=3)
+    headers = JSON | {"Content-Encoding": packing}
+    call = ("POST", f"/graft/runs/{RUN}/save", {"data": b"{}", "headers": headers})
+    assert asyncio.run(_talk(routed, [call]))[0][0] in (400, 415)
+    assert not routes.RUNS.wants_save(RUN)
+
+
 def test_other_methods_and_ids_are_refused(routed):
     from graft.host import routes
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...plain import has_halves, plain
 from .listing import NO_FILE, some, stem
 
 MAX_FILE_BYTES = 2**20  # of a caption file; a text encoder reads some hundred words
@@ -112,6 +113,10 @@ def check_captions(captions: Sequence[str]) -> None:
         if len(caption) > MAX_CAPTION:
             raise ValueError(
                 f"has a caption of {len(caption)} characters, and at most {MAX_CAPTION} are read: shorten it"
+            )
+        if has_halves(caption):
+            raise ValueError(
+                f"has half a character in the caption '{plain(caption, 80)}': write the text anew"
             )
 
 

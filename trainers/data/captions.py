@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 
-from ...plain import plain
+from ...plain import has_halves, plain
 from ...registry import check_limits, option
 from ..random import generator
 from .caption_files import MAX_CAPTION
@@ -79,6 +79,8 @@ class Captioning:
     def __post_init__(self) -> None:
         check_limits(self)
         for name in ("prefix", "suffix", "separator"):
+            if has_halves(getattr(self, name)):
+                raise ValueError(f"{name} has half a character: write it anew")
             if len(getattr(self, name)) > MAX_CAPTION:
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} characters; {MAX_CAPTION} are possible"

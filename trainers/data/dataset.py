@@ -8,6 +8,7 @@ Everything about picture i is asked of the dataset, which asks the part.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from ...plain import has_halves
 from ...registry import check_limits, option
 from .buckets import Fitted
 from .captions import Captioning
@@ -91,6 +92,8 @@ class Dataset:
             raise ValueError(
                 f"the trigger has {len(self.trigger)} characters, {MAX_TRIGGER} are possible: give a word or two"
             )
+        if has_halves(self.trigger):
+            raise ValueError("the trigger has half a character: write it anew")
         self._check_parts()
         check_limits(self)
 

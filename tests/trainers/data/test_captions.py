@@ -49,6 +49,17 @@ def test_what_no_text_encoder_reads_is_refused():
         Dataset((Item(("a",), path="x.png"),), trigger="a" * 1001)
 
 
+def test_half_a_character_is_refused_where_it_comes_in():
+    """JSON can hold one, and what encodes the caption or keys a draw by it cannot."""
+    with pytest.raises(ValueError, match=r"x\.png has half a character in the caption 'a\\ud800'"):
+        Item(("a\ud800",), path="x.png")
+    with pytest.raises(ValueError, match="suffix has half a character"):
+        Captioning(suffix="\udfff")
+    with pytest.raises(ValueError, match="trigger has half a character"):
+        Dataset((Item(("a",), path="x.png"),), trigger="\udc00")
+    assert Item(("\U0001f431",), path="x.png").captions == ("\U0001f431",)
+
+
 def test_a_caption_in_a_message_stays_text():
     with pytest.raises(ValueError, match=r'"\\x1b\[2J\{a"'):
         choose_wildcards("\x1b[2J{a", torch.Generator())
