@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import ComfyExtension, io
 
 from ..host import plain_log, routes
-from .plain_errors import with_plain_errors
+from .guard import guarded
 
 MODULES = (
     "mini",
@@ -48,7 +48,7 @@ def node_classes() -> list[type[io.ComfyNode]]:
             except Exception:  # noqa: BLE001 - one node must not hide the others
                 _log.exception("Graft's node %s does not work on this ComfyUI", node.__name__)
             else:
-                found.append(with_plain_errors(node))
+                found.append(guarded(node))
     return found
 
 
