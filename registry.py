@@ -14,7 +14,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar, cast
 
+from .plain import plain
+
 T = TypeVar("T")
+_MOST = 100  # characters of what someone typed, in a message
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _SCALARS = (bool, int, float, str)
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -52,9 +55,9 @@ def check_limits(value: Any) -> None:
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not among ``known``, with the nearest ones first."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name[:_MOST], known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"Unknown {kind} '{name}'.{hint} Known: {', '.join(known)}."
+    return plain(f"Unknown {kind} '{name[:_MOST]}'.{hint} Known: {', '.join(known)}.")
 
 
 def options_of(settings: type) -> dict[str, "dataclasses.Field[Any]"]:
@@ -78,7 +81,7 @@ def parse_options(settings: type, name: str, options: str) -> dict[str, Any]:
     for part in filter(None, (part.strip() for part in re.split(r"[,\n]", options))):
         key, separator, text = (piece.strip() for piece in part.partition("="))
         if not separator:
-            raise ValueError(f"Option '{part}' of {name} must read name=value.")
+            raise ValueError(f"Option '{plain(part, _MOST)}' of {name} must read name=value.")
         if key not in fields:
             raise ValueError(unknown(f"option of {name}", key, fields))
         chosen[key] = _convert(fields[key], text)
@@ -158,6 +161,6 @@ def _convert(field: "dataclasses.Field[Any]", text: str) -> Any:
         return kind(text)
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"Option {field.name}={text} is not a valid {kind.__name__}; "
+            f"Option {field.name}={plain(text, _MOST)} is not a valid {kind.__name__}; "
             f"the default is {field.default}."
         ) from error

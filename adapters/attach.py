@@ -83,7 +83,7 @@ class Attached:
         """Use the alphas that ``tensors`` gave: a run that began with a file has the file's."""
         for name, layer in self.layers.items():
             alpha = tensors.get(f"{prefix}{name}.alpha")
-            if alpha is not None:
+            if alpha is not None and alpha.numel() == 1:  # `load` refuses any other
                 layer.take_alpha(float(alpha))
 
     def load(self, tensors: Mapping[str, torch.Tensor], prefix: str = "diffusion_model.") -> None:
@@ -104,9 +104,17 @@ class Attached:
             grouped[owner][key.removeprefix(f"{prefix}{owner}.")] = value
         for name, group in grouped.items():
             try:
+                _check_shapes(self.layers[name], group)
                 self.layers[name].load(group)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+
+
+def _check_shapes(layer: Layer, tensors: Mapping[str, torch.Tensor]) -> None:
+    for key, own in layer.tensors().items():
+        came = tensors.get(key, own)
+        if came.shape != own.shape:
+            raise ValueError(f"{key}: expected shape {list(own.shape)}, got {list(came.shape)}.")
 
 
 def _owners(key: str) -> Iterator[str]:

@@ -12,7 +12,14 @@ from functools import lru_cache
 
 from torch import nn
 
+from ..plain import plain
 from ..registry import unknown
+
+MAX_PATTERN, MAX_STARS, MAX_STARS_EACH = (
+    1000,
+    8,
+    3,
+)  # more than anyone needs, and less than takes minutes
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "all": ("*",),
@@ -69,7 +76,7 @@ def targets(root: nn.Module, blocks: str) -> tuple[str, ...]:
         else:
             chosen |= matched
     if not chosen:
-        raise ValueError(f"The block selection '{blocks}' leaves no layer to train.")
+        raise ValueError(f"The block selection '{plain(blocks, 200)}' leaves no layer to train.")
     return tuple(name for name in names if name in chosen)
 
 
@@ -82,7 +89,7 @@ def _select(names: list[str], part: str) -> set[str]:
         }
         known = [preset for preset in PRESETS if _any_match(names, preset)] + sorted(segments)
         raise ValueError(
-            f"The block selection '{part}' matches no layer of this model. {unknown('block', part, known)}"
+            f"The block selection '{plain(part, 100)}' matches no layer of this model. {unknown('block', part, known)}"
         )
     return matched
 
@@ -93,6 +100,12 @@ def _any_match(names: list[str], preset: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _compiled(pattern: str) -> re.Pattern[str]:
+    stars = [len(re.findall(r"\*[*?]*", segment)) for segment in pattern.split(".")]
+    if sum(stars) > MAX_STARS or max(stars) > MAX_STARS_EACH or len(pattern) > MAX_PATTERN:
+        raise ValueError(
+            f"The block pattern '{plain(pattern, 100)}' has {len(pattern)} characters and {sum(stars)} stars; up to "
+            f"{MAX_PATTERN} and {MAX_STARS} are possible, {MAX_STARS_EACH} of them between two dots."
+        )
     segments = [
         r"[^.]+(?:\.[^.]+)*" if segment == "*" else _glob(segment)
         for segment in pattern.strip(".").split(".")
@@ -100,10 +113,17 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(r"(?:^|\.)" + r"\.".join(segments) + r"(?=\.|$)")
     except re.error as error:
-        raise ValueError(f"The block pattern '{pattern}' is malformed: {error}.") from error
+        raise ValueError(f"The block pattern '{plain(pattern)}' is malformed: {error}.") from error
 
 
 def _glob(segment: str) -> str:
-    pieces = re.split(r"(\*|\?|\[[^\[\]]+\])", segment)
-    known = {"*": "[^.]*", "?": "[^.]"}
-    return "".join(known.get(p, p if p.startswith("[") else re.escape(p)) for p in pieces)
+    return "".join(map(_piece, re.split(r"([*?]+|\[[^\[\]]+\])", segment)))
+
+
+def _piece(piece: str) -> str:
+    if piece[:1] in (
+        "*",
+        "?",
+    ):  # one repetition for a run of them: two in a row try every way to share the letters
+        return f"[^.]{{{piece.count('?')},{'' if '*' in piece else piece.count('?')}}}"
+    return piece if piece.startswith("[") and len(piece) > 1 else re.escape(piece)

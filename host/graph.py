@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..plain import markup
 from ..registry import unknown
 from ..trainers.data import EXTENSIONS
 from . import paths
@@ -64,11 +65,11 @@ def picture_folder(name: str) -> Path:
 
 
 def show_text(node_id: str | None, text: str) -> None:
-    """Show ``text`` inside a node, where the host can."""
+    """Show ``text`` inside a node, where the host can; it is text, whatever a frontend takes it for."""
     server: Any = prompt_server()
     show = getattr(server, "send_progress_text", None)
     if show is not None and node_id is not None:
-        show(text, node_id, getattr(server, "client_id", None))
+        show(markup(text), node_id, getattr(server, "client_id", None))
 
 
 def _with_pictures(base: Path) -> Iterator[str]:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from ..adapters.file import AdapterFile
 from ..loaders import dialects, lora_file
+from ..loaders.finite import refuse_not_finite
+from ..plain import plain
 from ..registry import unknown
 from . import paths
 
 EXAMPLES = "graft-examples"
 EXAMPLES_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "loras"
 SUFFIX = ".safetensors"
-MAX_TENSORS = 100_000  # LoRAs of the largest models have some thousands
 
 
 def names() -> list[str]:
@@ -57,18 +58,20 @@ def load(name: str) -> AdapterFile:
         name: One of ``names``.
 
     Raises:
-        ValueError: There is no such file, it is broken, or it holds no LoRA.
+        ValueError: There is no such file, it is broken, it holds no LoRA, or values that are no numbers.
     """
     file = path(name)
+    name = plain(name)
     found = lora_file.names(file)
     if not dialects.is_lora(found):
         raise ValueError(
             f"'{name}' holds no LoRA: none of its {len(found)} tensors is one's, for example "
             f"{', '.join(found[:3]) or 'none'}. LoHa, LoKr and full weights cannot be trained further."
         )
-    if len(found) > MAX_TENSORS:
-        raise ValueError(f"'{name}' has {len(found)} tensors; a LoRA has at most {MAX_TENSORS}.")
-    return lora_file.read(file)
+    read = lora_file.read(file)
+    remedy = "The training that made it broke: take a file of an earlier step, or make it anew."
+    refuse_not_finite(f"'{name}'", read.tensors, remedy)
+    return read
 
 
 def fingerprint(name: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..loaders import lora_file
 from ..registry import unknown
 from . import paths
 
@@ -131,15 +132,13 @@ def _fits(pattern: str, name: str) -> bool:
 def _is_of(one: Listed, metadata: Mapping[str, str]) -> bool:
     """Whether a file was trained as these metadata say, whatever the step."""
     import folder_paths
-    import safetensors
 
     path = folder_paths.get_full_path("loras", one.file)
     if path is None or not path.endswith(".safetensors"):
         return False
     try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            own = file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
+        own = lora_file.metadata(Path(path))
+    except (OSError, ValueError) as error:
         _log.warning("%s is left out of the list: %s", one.file, error)
         return False
     return _settings(own) == _settings(metadata)

@@ -212,7 +212,8 @@ def _relative(name: str, where: str) -> str:
     parts = text.replace("\\", "/").rstrip("/").split("/")
     if not parts[0] and len(parts) == 1:
         raise ValueError(f"The folder name is empty. Give the name of a folder in {where}.")
-    if not parts[0] or ":" in text or "\0" in text or ".." in parts or parts[0] == "~":
+    has_control = any(unicodedata.category(character) == "Cc" for character in text)
+    if not parts[0] or ":" in text or has_control or ".." in parts or parts[0] == "~":
         raise ValueError(
             f"The folder {name!r} is not allowed: give a path relative to {where}, without '..'."
         )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..plain import markup
 from ..trainers.events import (
     Ended,
     Epoch,
@@ -249,7 +250,7 @@ class RunSink:
         server = prompt_server()
         show = getattr(server, "send_progress_text", None)
         if show is not None and self._head["node"] is not None:
-            show(text.strip(), self._head["node"], getattr(server, "client_id", None))
+            show(markup(text.strip()), self._head["node"], getattr(server, "client_id", None))
 
     def _move_bar(self, done: int, total: int) -> None:
         if self._bar is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import paths
+from .reveal import without_places
 
 EVENT = "graft.run"
 VERSION = 1
@@ -26,16 +27,18 @@ _log = logging.getLogger(__name__)
 
 
 def finite(value: Any) -> Any:
-    """``value`` as JSON can hold it: None for a float that is not finite, text for the unknown."""
-    if value is None or isinstance(value, (bool, int, str)):
+    """``value`` as JSON can hold it and a browser may know it: None for NaN, text for the unknown, no files' places."""
+    if value is None or isinstance(value, (bool, int)):
         return value
+    if isinstance(value, str):
+        return without_places(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [finite(item) for item in value]
-    return str(value)
+    return without_places(str(value))
 
 
 class Runs:

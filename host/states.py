@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from ..loaders import lora_file
+from ..loaders.finite import refuse_not_finite
+from ..plain import plain
 from ..trainers.state import State
-from ..trainers.state_pack import pack, unpack
+from ..trainers.state_pack import pack, unpack, weights
 from . import paths
 
 SUFFIX = ".state.safetensors"
@@ -44,7 +46,8 @@ def find(name: str) -> Path:
     path = paths.inside(base, str(name))
     if not path.name.endswith(SUFFIX) or not path.is_file():
         raise ValueError(
-            f"There is no state '{name}' in output/graft. Press R to read the list again, or save one with Save State."
+            f"There is no state '{plain(name, 200)}' in output/graft. Press R to read the list again, or save one with "
+            "Save State."
         )
     return path
 
@@ -86,22 +89,24 @@ def load(path: Path) -> State:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is cut off, changed, of a newer version, or no state.
+        ValueError: It is cut off, changed, of another version, no state, or has values that are no numbers.
     """
     read = lora_file.read(path)
-    text = read.metadata.get(_STATE)
+    text, name = read.metadata.get(_STATE), plain(path.name)
     if text is None:
         raise ValueError(
-            f"'{path.name}' is no training state: Load LoRA loads a LoRA; a state is what Save State wrote."
+            f"'{name}' is no training state: Load LoRA loads a LoRA; a state is what Save State wrote."
         )
     if _checksum(read.tensors, text) != read.metadata.get(_CHECKSUM):
         raise ValueError(
-            f"'{path.name}' is not as it was saved: its checksum differs. Take another state, or begin anew."
+            f"'{name}' is not as it was saved: its checksum differs. Take another state, or begin anew."
         )
+    remedy = "Take the state of an earlier step, or begin anew."
+    refuse_not_finite(f"'{name}'", weights(read.tensors), remedy)
     try:
         return unpack(read.tensors, text)
     except ValueError as error:
-        raise ValueError(f"'{path.name}' cannot be read as a state: {error}.") from error
+        raise ValueError(f"'{name}' cannot be read as a state: {error}.") from error
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from ..adapters.file import AdapterFile
+from ..plain import plain
+from ..safetensors_header import Header, read_header
 
 _DTYPES = {
     torch.float64: "F64",
@@ -105,19 +107,18 @@ def read(path: Path) -> AdapterFile:
         path: The file.
 
     Returns:
-        Tensors on the CPU and metadata; ``name`` is the file's stem.
+        Tensors on the CPU and metadata; ``name`` is the file's stem, as text that is safe to show.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file, cut off, or holds no tensors.
     """
-    with _opened(path) as file:
-        metadata = dict(file.metadata() or {})
-        with torch.inference_mode(False):
-            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+    header = _header(path)
+    with _opened(path) as file, torch.inference_mode(False):
+        tensors = {name: file.get_tensor(name).clone() for name in sorted(header.tensors)}
     if not tensors:
-        raise ValueError(f"'{path.name}' holds no tensors.")
-    return AdapterFile(tensors, metadata, path.stem)
+        raise ValueError(f"'{plain(path.name)}' holds no tensors.")
+    return AdapterFile(tensors, dict(header.metadata), plain(path.stem))
 
 
 def names(path: Path) -> list[str]:
@@ -133,23 +134,44 @@ def names(path: Path) -> list[str]:
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file, or cut off.
     """
-    with _opened(path) as file:
-        return sorted(file.keys())
+    return sorted(_header(path).tensors)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The metadata of a file; none of its tensors is read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Text by text.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file, or cut off.
+    """
+    return dict(_header(path).metadata)
+
+
+def _header(path: Path) -> Header:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file '{plain(path.name)}' in '{plain(path.parent.name)}'."
+        )
+    return read_header(path)
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     import safetensors
 
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file '{path.name}' in '{path.parent.name}'.")
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
             yield file
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"'{path.name}' ({path.stat().st_size} bytes) is no safetensors file, or it is cut "
-            f"off: {error}. Save or download it again."
+            f"'{plain(path.name)}' ({path.stat().st_size} bytes) cannot be read by the library safetensors: {error}. "
+            "Save or download it again."
         ) from error
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..host import routes
+from ..host import plain_log, routes
+from .guard import guarded
 
 MODULES = (
     "mini",
@@ -32,6 +33,7 @@ class GraftExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node that works on this host; one that does not is logged and left out."""
+        plain_log.install()
         routes.register()
         return node_classes()
 
@@ -46,7 +48,7 @@ def node_classes() -> list[type[io.ComfyNode]]:
             except Exception:  # noqa: BLE001 - one node must not hide the others
                 _log.exception("Graft's node %s does not work on this ComfyUI", node.__name__)
             else:
-                found.append(node)
+                found.append(guarded(node))
     return found
 
 

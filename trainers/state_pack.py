@@ -10,12 +10,24 @@ from typing import Any
 
 import torch
 
+from ..plain import plain
 from .record import Row
 from .state import Best, State
 
 FORMAT = 1
+MAX_TEXT = 2**24  # characters; 5,000 trained matrices take 3 MiB
+MAX_MEMBERS = 500_000  # objects and lists in it: one for a tensor, one for a parameter
+MAX_STEPS = 50_000_000  # a step that has no record is given an empty one
+_LIMITS = {
+    "step": (0, MAX_STEPS),
+    "total_steps": (0, 2**63 - 1),
+    "seed": (0, 2**64 - 1),
+    "ema_updates": (0, 2**63 - 1),
+    "looked": (-1, MAX_STEPS),
+}
 _TENSOR = "tensor"  # the key of an object that stands for a tensor
-_WHOLE = ("step", "total_steps", "seed", "ema_updates", "looked")
+_WHOLE = tuple(_LIMITS)
+_HISTORY = ("losses", "validation", "record/")  # losses may be NaN or infinite: they were so
 _TEXTS = ("model", "settings", "algorithm")
 _TREES = ("adapter", "optimizer", "groups", "ema", "log_variance")
 
@@ -58,8 +70,12 @@ def unpack(tensors: Mapping[str, torch.Tensor], text: str) -> State:
         The state.
 
     Raises:
-        ValueError: A newer version made it, or something is missing or of another kind.
+        ValueError: Another version made it, or something is missing, of another kind, or beyond all sense.
     """
+    if len(text) > MAX_TEXT or text.count("{") + text.count("[") > MAX_MEMBERS:
+        raise ValueError(
+            f"it has {len(text)} characters of settings, and at most {MAX_TEXT} with {MAX_MEMBERS} members are read"
+        )
     try:
         told = json.loads(text)
         version = _of(int, told["format"])
@@ -67,40 +83,71 @@ def unpack(tensors: Mapping[str, torch.Tensor], text: str) -> State:
             raise ValueError(
                 f"it has format {version}, and this version of Graft reads up to {FORMAT}: update Graft"
             )
+        if version < 1:
+            raise ValueError(
+                f"it has format {version}, which no version of Graft wrote: formats begin with 1"
+            )
         return _state(_together(told["state"], tensors))
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+        raise ValueError(f"{type(error).__name__}: {plain(error, 200)}") from error
+
+
+def weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of a state's tensors that are trained on, by the names that ``pack`` gave: all but its history."""
+    return {name: t for name, t in tensors.items() if not name.startswith(_HISTORY)}
 
 
 def _state(told: dict[str, Any]) -> State:
     record = told["record"]
-    validation = _list(told["validation"])
-    best = told["best"]
+    steps, losses = _pairs(told["validation"])
+    adapter = _tensors(told["adapter"])
+    plain_values: dict[str, Any] = {name: _whole(name, told[name]) for name in _WHOLE}
+    plain_values |= {name: _of(str, told[name]) for name in _TEXTS}
     return State(
-        **{name: _of(int, told[name]) for name in _WHOLE},
-        **{name: _of(str, told[name]) for name in _TEXTS},
-        adapter=_tensors(told["adapter"]),
+        **plain_values,
+        adapter=adapter,
         ema=_tensors(told["ema"]),
         log_variance=_tensors(told["log_variance"]),
         optimizer={name: _of(dict, kept) for name, kept in _of(dict, told["optimizer"]).items()},
         groups=tuple(
-            {**_of(dict, group), "names": tuple(_of(str, n) for n in group["names"])}
+            {**_of(dict, group), "names": tuple(_of(str, n) for n in _of(list, group["names"]))}
             for group in _of(list, told["groups"])
         ),
         losses=tuple(_list(told["losses"])),
-        record=tuple(_rows(*(_list(record[name]) for name in ("pictures", "levels", "losses")))),
-        validation=tuple(
-            (int(step), loss) for step, loss in zip(validation[::2], validation[1::2], strict=True)
+        record=tuple(
+            _rows(
+                _list(record["pictures"], torch.int64),
+                *(_list(record[name]) for name in ("levels", "losses")),
+            )
         ),
-        best=best
-        and Best(_of(int, best["step"]), _of(float, best["loss"]), _tensors(best["tensors"])),
+        validation=tuple(zip(steps, losses, strict=True)),
+        best=_best(told["best"], adapter),
     )
+
+
+def _best(told: Any, adapter: Mapping[str, torch.Tensor]) -> Best | None:
+    if told is None:
+        return None
+    best = Best(_whole("step", told["step"]), _of(float, told["loss"]), _tensors(told["tensors"]))
+    if _shapes(best.tensors) != _shapes(adapter):
+        raise ValueError("its best weights are of other layers than its weights")
+    return best
+
+
+def _pairs(value: Any) -> tuple[list[int], list[float]]:
+    """Steps and losses of a validation, which are kept one after the other."""
+    numbers = _list(value)
+    if len(numbers) % 2 or not all(0 <= step <= MAX_STEPS for step in numbers[::2]):
+        raise ValueError("its validation is no list of steps and losses")
+    return [int(step) for step in numbers[::2]], numbers[1::2]
 
 
 def _rows(counts: list[Any], levels: list[float], losses: list[float]) -> list[Row]:
     rows, start = [], 0
+    if len(counts) > MAX_STEPS or any(count < 0 for count in counts):
+        raise ValueError("the record has a step with less than no pictures")
     for count in counts:
-        end = start + _of(int, count)
+        end = start + count
         rows.append((tuple(levels[start:end]), tuple(losses[start:end])))
         start = end
     if not start == len(levels) == len(losses):
@@ -140,9 +187,24 @@ def _numbers(values: Sequence[float]) -> torch.Tensor:
     return torch.tensor(list(values), dtype=torch.float64)
 
 
-def _list(value: Any) -> list[Any]:
-    numbers: list[Any] = _of(torch.Tensor, value).tolist()
+def _list(value: Any, dtype: torch.dtype = torch.float64) -> list[Any]:
+    tensor = _of(torch.Tensor, value)
+    if tensor.ndim != 1 or tensor.dtype != dtype:
+        raise TypeError(f"{tensor.dtype} of shape {list(tensor.shape)} is no list of {dtype}")
+    numbers: list[Any] = tensor.tolist()
     return numbers
+
+
+def _whole(name: str, value: Any) -> int:
+    low, high = _LIMITS[name]
+    number = _of(int, value)
+    if not low <= number <= high:
+        raise ValueError(f"its {name} is {number}, and {low} to {high} is possible")
+    return int(number)
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _tensors(value: Any) -> dict[str, torch.Tensor]:
@@ -152,5 +214,6 @@ def _tensors(value: Any) -> dict[str, torch.Tensor]:
 def _of(kind: type, value: Any) -> Any:
     is_number = isinstance(value, bool) and kind in (int, float)
     if not isinstance(value, kind) or is_number:
-        raise TypeError(f"{str(value)[:40]} is {type(value).__name__}, not {kind.__name__}")
+        said = plain(value, 40) if isinstance(value, (bool, int, float, str)) else "something"
+        raise TypeError(f"{said} is {type(value).__name__}, not {kind.__name__}")
     return value

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .ema import EMA
+from .optimizer_form import check_kept, finite_number
 from .optimizers import Optimizer
 from .state import State, group_state, optimizer_state, restore_groups, restore_optimizer
 
@@ -92,7 +93,7 @@ class Stepper:
             state: Where the run stands.
 
         Raises:
-            ValueError: It belongs to another optimizer, other parameters or other groups of them.
+            ValueError: It belongs to another optimizer, other parameters or other groups of them, or is damaged.
         """
         name = getattr(self.settings.algorithm, "name", "")
         if state.algorithm and state.algorithm != name:
@@ -100,6 +101,10 @@ class Stepper:
                 f"The state was trained with the optimizer {state.algorithm}, not {name}: choose {state.algorithm}, or "
                 "start a new training on the MODEL that came out of the first."
             )
+        check_kept(self.settings.algorithm, self.parameters, state.optimizer)
+        for group in state.groups:
+            for key in set(self._running) & set(group):
+                finite_number(key, group[key])
         restore_optimizer(self.algorithm, self.parameters, state.optimizer)
         restore_groups(self.algorithm, self.parameters, state.groups, self._running)
         if self.ema is not None:

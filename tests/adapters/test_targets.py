@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The block language on a model with a UNet's names."""
 
+import time
+
 import pytest
 from torch import nn
 
@@ -76,3 +78,43 @@ def test_odd_patterns_are_errors_not_crashes(model, blocks):
         targets(model, blocks)
     except ValueError:
         pass
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*?" * 20 + "x",
+        "*" * 40 + "x",
+        "*[a-z]" * 3 + "*",
+        "*o*o*o*",
+        "a" * 1001,
+        "*.*.*.*.*.*.*.*.*",
+    ],
+)
+def test_patterns_take_no_time(pattern):
+    """A regular expression tries every way to share letters among its stars: it took longer than the universe."""
+    root = nn.Module()
+    for n in range(300):
+        root.add_module(f"transformer_blocks_of_a_rather_long_name_{n}", nn.Linear(1, 1))
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="The block (pattern|selection)"):
+        targets(root, pattern)
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a?", {"ab", "ac"}),
+        ("a*?", {"ab", "ac", "abc"}),
+        ("?*", {"a", "ab", "ac", "abc"}),
+        ("a**", {"a", "ab", "ac", "abc"}),
+        ("???", {"abc"}),
+        ("a[bc]", {"ab", "ac"}),
+    ],
+)
+def test_runs_of_wildcards(pattern, names):
+    root = nn.Module()
+    for name in ("a", "ab", "ac", "abc"):
+        root.add_module(name, nn.Linear(1, 1))
+    assert set(targets(root, pattern)) == names

@@ -442,6 +442,29 @@ def test_a_state_of_another_model_is_refused(wires, output):
         train(wires, steps=2, plan={"total_steps": 4}, state=head.state, model=head.model)
 
 
+@pytest.mark.parametrize("part", ["exp_avg", "alpha", "lora_up.weight"])
+def test_a_misshapen_state_is_refused_before_a_step(wires, output, part):
+    """A state's file may be anyone's, and its checksum right."""
+    head = train(wires, steps=2, plan={"total_steps": 4})
+    files = digests(output)
+    weights = {name: value.clone() for name, value in wires["sdxl"].model.state_dict().items()}
+    state = head.state
+    if part == "exp_avg":
+        kept = {name: {**values, part: torch.ones(3)} for name, values in state.optimizer.items()}
+        state = dataclasses.replace(state, optimizer=kept)
+    else:
+        own = {n: torch.ones(3) if n.endswith(part) else v for n, v in state.adapter.items()}
+        state = dataclasses.replace(state, adapter=own)
+    with pytest.raises(ValueError, match=rf"shape \[3\].*{part}|{part}: expected shape .* \[3\]"):
+        train(wires, steps=2, plan={"total_steps": 4}, state=state)
+    assert digests(output) == files
+    after = wires["sdxl"].model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in weights.items())
+    assert not any("forward" in m.__dict__ for m in wires["sdxl"].model.modules())
+    tail = train(wires, steps=2, plan={"total_steps": 4}, state=head.state)
+    assert tail.state.step == 4
+
+
 def test_a_run_leaves_nothing_behind(wires, output):
     import gc
     import weakref

@@ -251,8 +251,9 @@ async def _talk(server, calls):
     app.add_routes(server.routes)
     answers = []
     async with TestClient(TestServer(app)) as client:
-        for method, path in calls:
-            async with client.request(method, path) as answer:
+        for method, path, *given in calls:
+            options = given[0] if given else {"json": {}} if method == "POST" else {}
+            async with client.request(method, path, **options) as answer:
                 is_json = answer.content_type == "application/json"
                 answers.append((answer.status, await answer.json() if is_json else None))
     return answers
@@ -316,3 +317,158 @@ def test_routes_answer(routed):
     assert routes.RUNS.wants_finish(RUN)
     routes.RUNS.add(RUN, "ended", state="done", text="")
     assert asyncio.run(_talk(routed, [("POST", f"/graft/runs/{RUN}/finish")]))[0][0] == 409
+
+
+HOST = {"Host": "comfy.local:8188"}
+JSON = {"Content-Type": "application/json"}
+OTHERS = [
+    {"Origin": "http://evil.example"},
+    {"Origin": "http://comfy.local"},  # another port is another origin
+    {"Origin": "https://comfy.local"},
+    {"Origin": "http://comfy.local:8188.evil.example"},
+    {"Origin": "http://comfy.local:8188@evil.example"},
+    {"Origin": "file://comfy.local:8188"},
+    {"Origin": "null"},
+    {"Origin": ""},
+    {"Origin": "http://comfy.local:port"},
+    {"Origin": "http://[comfy.local:8188"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "?"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": "http://comfy.local:8188"},
+]
+OWN = [
+    {},
+    {"Origin": "http://comfy.local:8188"},
+    {"Origin": "http://COMFY.local:8188"},
+    {"Sec-Fetch-Site": "same-origin"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"},
+    {"Sec-Fetch-Site": "none"},
+]
+
+
+@pytest.mark.parametrize("headers", OTHERS, ids=str)
+def test_pages_of_other_sites_are_turned_away(routed, headers):
+    from graft.host import routes
+
+    routes.RUNS.start(RUN, total=3)
+    post = {"data": b"{}", "headers": HOST | JSON | headers}
+    calls = [
+        ("GET", path, {"headers": HOST | headers}) for path in ("/graft/runs", f"/graft/runs/{RUN}")
+    ]
+    calls += [("POST", f"/graft/runs/{RUN}/{wish}", post) for wish in ("finish", "save")]
+    answers = asyncio.run(_talk(routed, calls))
+    assert [status for status, _ in answers] == [403] * 4
+    assert all(RUN not in json.dumps(answer) for _, answer in answers)
+    assert not routes.RUNS.wants_save(RUN) and not routes.RUNS.wants_finish(RUN)
+
+
+@pytest.mark.parametrize("headers", OWN, ids=str)
+def test_own_pages_and_scripts_are_heard(routed, headers):
+    from graft.host import routes
+
+    routes.RUNS.start(RUN, total=3)
+    post = {"data": b"{}", "headers": HOST | JSON | headers}
+    calls = [
+        ("GET", "/graft/runs", {"headers": HOST | headers}),
+        ("POST", f"/graft/runs/{RUN}/save", post),
+    ]
+    assert [status for status, _ in asyncio.run(_talk(routed, calls))] == [200, 200]
+    assert routes.RUNS.wants_save(RUN)
+
+
+def test_standard_ports_need_not_be_named():
+    from graft.host.routes import is_same_origin
+
+    assert is_same_origin({"Host": "a.example", "Origin": "https://a.example:443"})
+    assert is_same_origin({"Host": "a.example:80", "Origin": "http://a.example"})
+    assert not is_same_origin({"Host": "a.example:443", "Origin": "http://a.example"})
+    assert is_same_origin({"Host": "[::1]:8188", "Origin": "http://[::1]:8188"})
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "status"),
+    [
+        (b"{}", "application/json", 200),
+        (b' {"why": "done"} ', "application/json; charset=utf-8", 200),
+        (b"{}", "text/plain", 415),  # what a form of any page can send
+        (b"a=b", "application/x-www-form-urlencoded", 415),
+        (b"{}", "multipart/form-data", 415),
+        (b"{}", "text/plain; application/json", 415),
+        (b"", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b"null", "application/json", 400),
+        (b"{", "application/json", 400),
+        (b"[" * 4000, "application/json", 400),
+        (b'{"a":' * 700, "application/json", 400),
+        (b"\xff{}", "application/json", 400),
+        (b"{}" + b" " * 4094, "application/json", 200),
+        (b"{}" + b" " * 4095, "application/json", 413),
+        (b"{}" + b" " * 10**6, "application/json", 413),
+    ],
+)
+def test_only_a_small_json_object_is_taken(routed, data, kind, status):
+    from graft.host import routes
+
+    routes.RUNS.start(RUN, total=3)
+    call = ("POST", f"/graft/runs/{RUN}/finish", {"data": data, "headers": {"Content-Type": kind}})
+    assert asyncio.run(_talk(routed, [call]))[0][0] == status
+    assert routes.RUNS.wants_finish(RUN) is (status == 200)
+
+
+@pytest.mark.parametrize("packing", ["gzip", "deflate", "br", "x"])
+def test_a_packed_body_is_refused_unread(routed, packing):
+    """It may unpack to more than it is, or not at all, which the server would answer with 500."""
+    from graft.host import routes
+
+    routes.RUNS.start(RUN, total=3)
+    headers = JSON | {"Content-Encoding": packing}
+    call = ("POST", f"/graft/runs/{RUN}/save", {"data": b"{}", "headers": headers})
+    assert asyncio.run(_talk(routed, [call]))[0][0] in (400, 415)
+    assert not routes.RUNS.wants_save(RUN)
+
+
+def test_other_methods_and_ids_are_refused(routed):
+    from graft.host import routes
+
+    routes.RUNS.start(RUN, total=3)
+    calls = [
+        (method, f"/graft/runs/{RUN}/finish") for method in ("PUT", "DELETE", "PATCH", "OPTIONS")
+    ]
+    calls += [("POST", "/graft/runs"), ("DELETE", f"/graft/runs/{RUN}")]
+    assert [status for status, _ in asyncio.run(_talk(routed, calls))] == [405] * 6
+    ids = [
+        "a" * 65,
+        "a" * 7,
+        "a" * 4000,
+        "%00" * 16,
+        "..%2f" * 8,
+        "%0a" + RUN,
+        "\u0661" * 16,
+        "%ff" * 16,
+    ]
+    calls = [("GET", f"/graft/runs/{one}") for one in ids]
+    calls += [("POST", f"/graft/runs/{one}/save") for one in ids]
+    assert {status for status, _ in asyncio.run(_talk(routed, calls))} <= {404, 400}
+
+
+def test_no_place_of_a_file_is_told(routed, comfy):
+    """What an error says of the disk reaches the browser below the host's folders, or as a name."""
+    from pathlib import Path
+
+    from graft.host import routes
+
+    routes.RUNS.start(RUN, total=3, facts={"name": f"{comfy}/output/loras/x"})
+    text = (
+        f"[Errno 28] No space left on device: '{comfy}/output/graft/a/b.tmp'; '/mnt/nas/private cats/1.png' is gone; "
+        f'"C:\\Users\\Jo\\models\\x.pt" too; {Path.home()}/secret'
+    )
+    routes.RUNS.add(RUN, "warned", text=text)
+    routes.RUNS.add(RUN, "ended", state="error", text=text)
+    said = "[Errno 28] No space left on device: 'output/graft/a/b.tmp'; '1.png' is gone; \"x.pt\" too; ~/secret"
+    answers = asyncio.run(_talk(routed, [("GET", f"/graft/runs/{RUN}"), ("GET", "/graft/runs")]))
+    assert [event["text"] for event in answers[0][1]["events"]] == [said, said]
+    assert answers[0][1]["text"] == answers[1][1][0]["text"] == said
+    assert answers[0][1]["facts"] == {"name": "output/loras/x"}
+    for hidden in (str(comfy), "/mnt", "Users", str(Path.home())):
+        assert hidden not in json.dumps(answers)

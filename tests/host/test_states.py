@@ -2,10 +2,13 @@
 """Files of states: bit for bit, checked, listed, and nothing but states is read."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
+from graft.trainers.optimizers import OPTIMIZERS, Optimizer
+from tests.trainers.test_loop import make
 from tests.trainers.test_state_pack import same, trained
 
 pytestmark = pytest.mark.comfy
@@ -52,6 +55,71 @@ def test_a_changed_file_is_refused(states, where):
         data[{"data": len(data) // 2, "end": -1}[where]] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"mine\.state\.safetensors"):
+        states.load(path)
+
+
+def test_a_state_of_format_1_is_read_for_ever(states):
+    """A file that version 0.1.0 wrote; the numbers are what it was saved with."""
+    path = Path(__file__).resolve().parents[1] / "golden/format_1.state.safetensors"
+    state = states.load(path)
+    assert (state.step, state.total_steps, state.seed, state.algorithm) == (3, 3, 3, "prodigy")
+    assert state.validation == ((0, 0.5), (2, 0.1 + 0.2)) and state.looked == 2
+    assert state.record == (((0.5, 1.0), (0.25, 0.125)), ((), ()), ((2.0,), (4.0,)))
+    assert len(state.losses) == 3 and state.ema_updates == 3
+    assert state.best.step == 2 and state.best.loss == 0.25
+    assert (
+        state.adapter.keys() == state.best.tensors.keys()
+        and state.ema.keys() == state.optimizer.keys()
+    )
+    loop = make(steps=3, optimizer=Optimizer(OPTIMIZERS.get("prodigy")(), ema_decay=0.9))
+    loop.resume(state)
+    loop.run()
+    assert loop.step == 6
+
+
+def written(states, path, change):
+    """A state's file after a change of its tensors and text, with the checksum that is right for them."""
+    from graft.loaders import lora_file
+    from graft.trainers.state_pack import pack
+
+    tensors, text = pack(trained(ema_decay=0.9))
+    text = change(tensors, text) or text
+    metadata = {states._STATE: text, states._CHECKSUM: states._checksum(tensors, text)}
+    lora_file.write(path, tensors, metadata)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["adapter/", "optimizer/", "ema/", "best/"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(states, tmp_path, kind, value):
+    changed = []
+
+    def spoil(tensors, text):
+        name = next(n for n in sorted(tensors) if n.startswith(kind) and tensors[n].ndim)
+        tensors[name] = torch.full_like(tensors[name], value)
+        changed.append(name)
+
+    path = written(states, tmp_path / "bad.state.safetensors", spoil)
+    with pytest.raises(ValueError, match=r"'bad\.state\.safetensors' has .* in 1 of its") as caught:
+        states.load(path)
+    assert f"the first is {changed[0]}." in str(caught.value)
+
+
+def test_losses_that_are_no_numbers_are_history(states, tmp_path):
+    def spoil(tensors, text):
+        tensors["validation"][1] = float("nan")
+
+    state = states.load(written(states, tmp_path / "good.state.safetensors", spoil))
+    assert state.validation[0][1] != state.validation[0][1]
+
+
+@pytest.mark.parametrize("version", [0, 2, 99])
+def test_another_format_says_what_to_do(states, tmp_path, version):
+    def newer(tensors, text):
+        return text.replace('"format": 1', f'"format": {version}')
+
+    path = written(states, tmp_path / "other.state.safetensors", newer)
+    with pytest.raises(ValueError, match="no version of Graft" if version < 1 else "update Graft"):
         states.load(path)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from graft.trainers.optimizers import OPTIMIZERS, Optimizer
 from graft.trainers.state import Best, State
-from graft.trainers.state_pack import FORMAT, pack, unpack
+from graft.trainers.state_pack import FORMAT, pack, unpack, weights
 from tests.trainers.optimizers.test_conformance import HERE
 from tests.trainers.test_loop import make
 
@@ -85,6 +85,32 @@ def changed(change):
         (lambda told, tensors: tensors.update({"record/pictures": torch.tensor([9])}), "of 9 pict"),
         (lambda told, tensors: tensors.pop("losses"), "KeyError: 'losses'"),
         (lambda told, tensors: told["state"].update(step={"tensor": []}), "TypeError"),
+        (lambda told, tensors: told.update(format=0), "no version of Graft wrote"),
+        (lambda told, tensors: told["state"].update(step=-1), "step is -1"),
+        (lambda told, tensors: told["state"].update(step=10**12), "step is 1000000000000"),
+        (lambda told, tensors: told["state"].update(seed=2**64), "seed is"),
+        (lambda told, tensors: told["state"].update(best=[]), "list indices"),
+        (lambda told, tensors: told["state"]["best"].update(tensors={}), "best weights are of"),
+        (lambda told, tensors: told["state"].update(groups=[{"names": "ab"}]), "not list"),
+        (
+            lambda told, tensors: tensors.update(
+                validation=torch.tensor([math.inf, 1.0], dtype=torch.float64)
+            ),
+            "no list of steps",
+        ),
+        (
+            lambda told, tensors: tensors.update(
+                validation=torch.tensor([math.nan, 1.0], dtype=torch.float64)
+            ),
+            "no list of steps",
+        ),
+        (lambda told, tensors: tensors.update(validation=torch.ones(3).double()), "no list of st"),
+        (lambda told, tensors: tensors.update(losses=torch.ones(2, 2).double()), "is no list of"),
+        (lambda told, tensors: tensors.update(losses=torch.ones(2)), "is no list of"),
+        (
+            lambda told, tensors: tensors.update({"record/pictures": torch.tensor([-1, 5])}),
+            "less than no pictures",
+        ),
     ],
 )
 def test_what_is_no_state_is_named(change, message):
@@ -96,6 +122,23 @@ def test_what_is_no_state_is_named(change, message):
 def test_text_that_is_no_state_is_named(text):
     with pytest.raises(ValueError):
         unpack({}, text)
+
+
+@pytest.mark.parametrize("text", ['{"format":1,"state":[' + "{}," * 600_000, " " * 2**24 + "{}"])
+def test_a_text_beyond_all_sense_is_refused_before_it_is_parsed(monkeypatch, text):
+    monkeypatch.setattr(json, "loads", lambda text: pytest.fail("it was parsed"))
+    with pytest.raises(ValueError, match="members are read"):
+        unpack({}, text)
+
+
+def test_history_may_have_losses_that_are_no_numbers():
+    """A validation can overflow where training goes on; only weights have to be numbers."""
+    rows, record = ((2, math.nan), (4, math.inf)), (((1.0,), (math.nan,)),)
+    state = State(4, 4, 0, {"a": torch.ones(1)}, {}, validation=rows, record=record)
+    tensors, text = pack(state)
+    assert set(weights(tensors)) == {"adapter/a"}
+    assert repr(unpack(tensors, text).validation) == repr(rows)
+    assert repr(unpack(tensors, text).record) == repr(record)
 
 
 def test_what_a_file_cannot_hold_is_refused():

@@ -5,17 +5,21 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...plain import has_halves, plain
 from .listing import NO_FILE, some, stem
 
-_NEWLINE = re.compile(r"\r\n|\r|\n")
+MAX_FILE_BYTES = 2**20  # of a caption file; a text encoder reads some hundred words
+MAX_CAPTION, MAX_CAPTIONS = 20_000, 1000  # characters of one, and how many a picture may have
+NEWLINE = re.compile(r"\r\n|\r|\n")
 
 
-def read_text(root: Path, path: Path) -> str:
+def read_text(root: Path, path: Path, most: int = MAX_FILE_BYTES) -> str:
     """Read a text file.
 
     Args:
         root: Where it lies.
         path: Relative to the root.
+        most: Bytes that it may have.
 
     Returns:
         The text, without a byte-order mark.
@@ -26,6 +30,9 @@ def read_text(root: Path, path: Path) -> str:
     if not (root / path).is_file():
         raise ValueError(NO_FILE)
     try:
+        size = (root / path).stat().st_size
+        if size > most:
+            raise ValueError(f"has {size} bytes, and at most {most} are read: shorten it")
         data = (root / path).read_bytes()
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from error
@@ -65,7 +72,7 @@ def lines_of(text: str) -> list[str]:
     Returns:
         One or more lines, without their ends.
     """
-    return _NEWLINE.split(text)
+    return NEWLINE.split(text)
 
 
 def captions_of(text: str, several: bool = False) -> tuple[str, ...]:
@@ -77,9 +84,40 @@ def captions_of(text: str, several: bool = False) -> tuple[str, ...]:
 
     Returns:
         Captions with single spaces between words; none for a blank text.
+
+    Raises:
+        ValueError: There are too many, or one is too long.
     """
     lines = lines_of(text) if several else [text]
-    return tuple(caption for caption in (" ".join(line.split()) for line in lines) if caption)
+    found = tuple(caption for caption in (" ".join(line.split()) for line in lines) if caption)
+    check_captions(found)
+    return found
+
+
+def check_captions(captions: Sequence[str]) -> None:
+    """Find out whether captions can be a picture's: each is encoded, and made variants of.
+
+    Args:
+        captions: Of one picture.
+
+    Raises:
+        ValueError: There are too many, one is too long, or is no text.
+    """
+    if len(captions) > MAX_CAPTIONS:
+        raise ValueError(
+            f"has {len(captions)} captions, and a picture has at most {MAX_CAPTIONS}: remove some"
+        )
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise ValueError(f"has a {type(caption).__name__} as caption: it has to be a text")
+        if len(caption) > MAX_CAPTION:
+            raise ValueError(
+                f"has a caption of {len(caption)} characters, and at most {MAX_CAPTION} are read: shorten it"
+            )
+        if has_halves(caption):
+            raise ValueError(
+                f"has half a character in the caption '{plain(caption, 80)}': write the text anew"
+            )
 
 
 def read_captions(

@@ -7,15 +7,20 @@ those of sd-scripts (`shuffle_caption`, `keep_tokens`, `caption_dropout_rate`, .
 and trigger stay in their place when tags are shuffled.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
+from ...plain import has_halves, plain
 from ...registry import check_limits, option
 from ..random import generator
+from .caption_files import MAX_CAPTION
 from .triggers import PLACEHOLDER, trigger_pattern
 
+MAX_WILDCARDS = 1000
+_BRACES = re.compile(r"([{|}])")
 _PAUSES = (",", ".", ";", ":", "!", "?")
 
 
@@ -73,6 +78,13 @@ class Captioning:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        for name in ("prefix", "suffix", "separator"):
+            if has_halves(getattr(self, name)):
+                raise ValueError(f"{name} has half a character: write it anew")
+            if len(getattr(self, name)) > MAX_CAPTION:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} characters; {MAX_CAPTION} are possible"
+                )
         if not self.separator.strip():
             raise ValueError(
                 "the separator of tags is empty: give what stands between them, a comma as a rule"
@@ -198,29 +210,33 @@ def choose_wildcards(text: str, draws: torch.Generator) -> str:
         The text without wildcards.
 
     Raises:
-        ValueError: A brace has no partner.
+        ValueError: A brace has no partner, or there are more wildcards than anyone writes.
     """
-    levels: list[list[str]] = [[""]]
-    for character in text:
-        if character == "{":
-            levels.append([""])
-        elif character == "}" and len(levels) > 1:
+    if text.count("{") > MAX_WILDCARDS:
+        raise ValueError(
+            f"{text.count('{')} wildcards are in one caption, {MAX_WILDCARDS} are possible: shorten it"
+        )
+    levels: list[list[list[str]]] = [[[]]]  # of braces, of the choices in them, of their pieces
+    for piece in _BRACES.split(text):
+        if piece == "{":
+            levels.append([[]])
+        elif piece == "}" and len(levels) > 1:
             choices = levels.pop()
             place = int(torch.randint(len(choices), (), generator=draws))
             levels[-1][-1] += choices[place]
-        elif character == "|" and len(levels) > 1:
-            levels[-1].append("")
-        elif character == "}":
+        elif piece == "|" and len(levels) > 1:
+            levels[-1].append([])
+        elif piece == "}":
             raise ValueError(_unmatched("}", "{", text))
-        else:
-            levels[-1][-1] += character
+        elif piece:
+            levels[-1][-1].append(piece)
     if len(levels) > 1:
         raise ValueError(_unmatched("{", "}", text))
-    return levels[0][0]
+    return "".join(levels[0][0])
 
 
 def _unmatched(brace: str, partner: str, text: str) -> str:
     return (
-        f"a '{brace}' has no '{partner}' in the caption \"{text[:80]}\": a wildcard reads "
+        f"a '{brace}' has no '{partner}' in the caption \"{plain(text, 80)}\": a wildcard reads "
         "{red|green|blue}; repair it, or switch wildcards off"
     )

@@ -8,12 +8,16 @@ Everything about picture i is asked of the dataset, which asks the part.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from ...plain import has_halves
 from ...registry import check_limits, option
 from .buckets import Fitted
 from .captions import Captioning
 from .framing import Framing
 from .images import MIN_PX
 from .item import Item, sha
+
+MAX_ROUNDS = 10_000_000
+MAX_TRIGGER = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,17 @@ class Dataset:
             raise ValueError(
                 f"a picture's class label is beyond the {len(self.labels)} named classes"
             )
+        if sum(self.repeats) > MAX_ROUNDS:
+            raise ValueError(
+                f"an epoch has {sum(self.repeats)} pictures with their repeats, {MAX_ROUNDS} are possible: lower the "
+                "repeats"
+            )
+        if len(self.trigger) > MAX_TRIGGER:
+            raise ValueError(
+                f"the trigger has {len(self.trigger)} characters, {MAX_TRIGGER} are possible: give a word or two"
+            )
+        if has_halves(self.trigger):
+            raise ValueError("the trigger has half a character: write it anew")
         self._check_parts()
         check_limits(self)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ...plain import plain
 from .caption_files import captions_of, read_captions
 from .images import EXTENSIONS, Checked, ImageError, check_image
 from .item import Item
@@ -76,7 +77,7 @@ def read_folder(
     if problems:
         raise ValueError(_bad_files(root, problems))
     _check_alpha(root, items, masks)
-    return items, (*notes, *warnings, *_left_out(listing, {entry.image for entry in entries}))
+    return items, tuple(map(plain, (*notes, *warnings, *_left_out(listing, entries))))
 
 
 def class_names(folder: str | Path) -> tuple[str, ...]:
@@ -225,7 +226,7 @@ def _no_captions(root: Path, missing: Sequence[Path], count: int, layout: str) -
 
 def _bad_files(root: Path, problems: Sequence[str], limit: int = 10) -> str:
     count = "1 file" if len(problems) == 1 else f"{len(problems)} files"
-    lines = [f"{count} in '{root.name}' cannot be used:", *problems[:limit]]
+    lines = [f"{count} in '{plain(root.name)}' cannot be used:", *map(plain, problems[:limit])]
     if len(problems) > limit:
         lines.append(f"and {len(problems) - limit} more")
     return "\n  ".join(lines)
@@ -243,9 +244,9 @@ def _nothing_found(root: Path, listing: Listing, recursive: bool) -> str:
     )
 
 
-def _left_out(listing: Listing, images: set[Path]) -> list[str]:
+def _left_out(listing: Listing, entries: Sequence[Entry]) -> list[str]:
     """Return warnings about captions without a picture and pictures that are not read."""
-    stems = {stem(image) for image in (*listing.images, *images)}
+    stems = {stem(image) for image in (*listing.images, *(entry.image for entry in entries))}
     orphans = [path for path in listing.captions if stem(path) not in stems]
     unread = [path for path in listing.others if path.suffix.lower() in _UNREAD_PICTURES]
     warnings = []

@@ -19,6 +19,8 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 from torch import Tensor
 
+from ...plain import plain
+
 try:
     from PIL import ImageCms
 except ImportError:  # Pillow can be built without LittleCMS
@@ -27,6 +29,10 @@ except ImportError:  # Pillow can be built without LittleCMS
 MIN_PX = 16
 MAX_PIXELS = 178_956_970
 """Pillow's own limit against decompression bombs, kept even where another pack lifts Pillow's."""
+_LESS_PIXELS = {"WEBP": 2**26, "AVIF": 2**26}
+"""Of kinds whose decoders keep the picture several times: 8192 x 8192 px take about 1 GB."""
+_SCANNED_PIXELS = 2**31
+"""Of a JPEG, all its scans counted: a photograph has one to ten, and each takes as long as the whole picture."""
 
 _CODECS = {
     "PNG": ("zlib", (".png",)),
@@ -70,9 +76,9 @@ class ImageError(ValueError):
     """A picture file that cannot be trained on: its name, what is wrong and what to do."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name = name
-        self.reason = reason
+        self.name = plain(name)
+        self.reason = plain(reason)
+        super().__init__(f"{self.name}: {self.reason}")
 
 
 def vanished(path: str | Path) -> ImageError:
@@ -190,8 +196,13 @@ def check_image(path: str | Path) -> Checked:
             warning = f"is {what}: only the first picture is used"
             image.seek(0)
         width, height = _upright_size(image)
+        _check_scans(Path(path), image)
         image.draft(None, (1, 1))
-        _rgb(image)
+        whole = _decoded(image)
+        if not _is_wide(
+            image
+        ):  # one pixel shows whether there is a conversion, and takes no memory
+            _narrow(whole.crop((0, 0, 1, 1)))
         has_alpha = _has_alpha(image)
     return Checked(width, height, warning, has_alpha)
 
@@ -228,7 +239,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if path.stat().st_size == 0:
             raise ImageError(path.name, "is empty (0 bytes): copy it again or remove it")
         with Image.open(path, formats=_FORMATS) as image:
-            _check_size(path.name, *image.size)
+            _check_size(path.name, image)
             yield image
     except ImageError:
         raise
@@ -254,32 +265,60 @@ class _UnusableError(Exception):
     """A whole picture of a kind that has no right conversion."""
 
 
-def _check_size(name: str, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ImageError(name, _too_large(f"{width} x {height} px"))
+def _check_size(name: str, image: Image.Image) -> None:
+    width, height = image.size
+    most = _LESS_PIXELS.get(image.format or "", MAX_PIXELS)
+    if width * height > most:
+        raise ImageError(name, _too_large(f"{width} x {height} px", most))
     if min(width, height) < MIN_PX:
         reason = f"is {width} x {height} px, the least is {MIN_PX} px a side: remove it"
         raise ImageError(name, reason)
 
 
-def _too_large(size: str) -> str:
-    return f"is too large ({size}, the most is {MAX_PIXELS // 10**6} million pixels): scale it down"
+def _check_scans(path: Path, image: Image.Image) -> None:
+    """Refuse a JPEG of thousands of passes, each of a few bytes; beside the pixels' data the marker hardly occurs."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    scans = path.read_bytes().count(b"\xff\xda")
+    if scans * image.width * image.height > _SCANNED_PIXELS:
+        raise _UnusableError(
+            f"is a JPEG of {scans} scans, more than any camera makes: save it anew"
+        )
+
+
+def _too_large(size: str, most: int = MAX_PIXELS) -> str:
+    return f"is too large ({size}, the most is {most // 10**6} million pixels): scale it down"
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
     """Return fp32 [H, W, 3] in 0..1, not yet turned upright."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if _is_wide(image):
         # Image.convert would clip these at 255.
-        grey = np.asarray(image).astype(np.float32) / 65535
+        grey = np.asarray(image).astype(np.float32)
+        grey /= 65535
         if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF that stores white as 0
             grey = 1 - grey
         return np.repeat(grey[:, :, None], 3, axis=2)
+    return _narrow(_decoded(image))
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Whether it is grey of 16 bits."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    if _is_wide(image):
+        image.load()
+        return image
     if image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "floating-point values"
         raise _UnusableError(f"holds {kind}, whose white is not defined: save it with 8 or 16 bits")
     image.load()
-    if image.mode == "CMYK":
-        image = _from_cmyk(image)
+    return _from_cmyk(image) if image.mode == "CMYK" else image
+
+
+def _narrow(image: Image.Image) -> np.ndarray:
     if _has_alpha(image):
         rgba = _unit(image.convert("RGBA"))
         alpha = rgba[:, :, 3:]
@@ -292,7 +331,9 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _unit(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).astype(np.float32) / 255
+    values = np.asarray(image).astype(np.float32)
+    values /= 255
+    return values
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:

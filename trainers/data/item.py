@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...plain import plain
+from .caption_files import check_captions
 from .images import MIN_PX, ImageError, image_size, read_alpha, read_image, vanished
 
 _CHUNK_BYTES = 1 << 20
@@ -52,6 +54,10 @@ class Item:
 
     def __post_init__(self) -> None:
         given = (self.captions,) if isinstance(self.captions, str) else tuple(self.captions)
+        try:
+            check_captions(given)
+        except ValueError as error:
+            raise ValueError(f"{self.name or 'an image'} {error}") from error
         object.__setattr__(self, "captions", given or ("",))
         object.__setattr__(self, "weight", float(self.weight))
         if (self.path is None) == (self.pixels is None):
@@ -70,8 +76,8 @@ class Item:
 
     @property
     def name(self) -> str:
-        """File name of the picture; empty when it came as pixels."""
-        return "" if self.path is None else Path(self.path).name
+        """File name of the picture, as messages say it; empty when it came as pixels."""
+        return "" if self.path is None else plain(Path(self.path).name)
 
     @property
     def has_mask(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...plain import plain
 from .images import EXTENSIONS
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
@@ -137,7 +138,7 @@ def some(paths: Iterable[Path], limit: int = 5) -> str:
     """A few paths for a message, and how many more there are."""
     names = [path.as_posix() for path in paths]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return plain(", ".join(names[:limit]) + more)
 
 
 def _set_masks_apart(listing: Listing) -> None:

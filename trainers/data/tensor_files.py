@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
+
+from ...safetensors_header import check_whole, read_header
 
 SUFFIX = ".tensors"
 RESERVE_BYTES = 2**31  # left free on the disk: results have to go there, too
@@ -74,15 +76,14 @@ class TensorFiles:
         """
         path = self.path(key)
         try:
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-                facts = _facts(key, file.metadata())
-                return {n: facts[n] for n in facts if n not in _OWN} | {"shapes": shapes}
+            header = read_header(path)
+            facts = _facts(key, header.metadata)
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise BrokenFile(f"{path.name}: {error}") from error
+        shapes = {name: place.shape for name, place in header.tensors.items()}
+        return {n: facts[n] for n in facts if n not in _OWN} | {"shapes": shapes}
 
     def read(self, key: str) -> Entry | None:
         """Read an entry and test its checksum.
@@ -99,9 +100,9 @@ class TensorFiles:
         path = self.path(key)
         try:
             data = path.read_bytes()
+            facts = _facts(key, check_whole(data).metadata)
             with torch.inference_mode(False):
                 tensors = load(data)
-            facts = _facts(key, _metadata(data))
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, ValueError) as error:
@@ -163,19 +164,17 @@ def _temporary(folder: Path) -> Iterator[Path]:
             made.unlink()
 
 
-def _facts(key: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    said = metadata or {}
+def _facts(key: str, said: Mapping[str, str]) -> dict[str, Any]:
     if said.get("key") != key or said.get("version") != _VERSION:
         raise ValueError("it is of another entry")
-    facts = json.loads(said.get("facts", ""))
-    if not isinstance(facts, dict) or not facts.keys() >= set(_OWN):
+    try:
+        facts = json.loads(said.get("facts", ""))
+    except RecursionError as error:
+        raise ValueError("its header is damaged") from error
+    is_whole = isinstance(facts, dict) and facts.keys() >= set(_OWN)
+    if not is_whole or not isinstance(facts["halved"], list):
         raise ValueError("its header is damaged")
     return facts
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]).get("__metadata__", {})
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:

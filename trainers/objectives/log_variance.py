@@ -83,6 +83,9 @@ class LogVariance:
             return
         if "weights" not in state or state["weights"].shape != self.weights.shape:
             raise ValueError(f"The log-variance of the state is not one of {FEATURES} features.")
+        shapes = {k: tuple(v.shape) for k, v in state.items() if k != "weights"}
+        if shapes and shapes != {"step": (), "exp_avg": (FEATURES,), "exp_avg_sq": (FEATURES,)}:
+            raise ValueError(f"The log-variance of the state keeps {shapes}, not what Adam does.")
         self.weights.copy_(state["weights"])
         packed = self._adam.state_dict()
         packed["state"] = {0: {k: v.clone() for k, v in state.items() if k != "weights"}}

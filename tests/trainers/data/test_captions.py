@@ -3,6 +3,7 @@
 
 import itertools
 import math
+import time
 from collections import Counter
 
 import pytest
@@ -17,6 +18,51 @@ TAGS = "sks, red hat, smile, park, dog"
 def texts(caption=TAGS, trigger="", **settings):
     captions = (caption,) if isinstance(caption, str) else caption
     return Captioning(**settings).texts(captions, trigger)
+
+
+def test_wildcards_of_long_captions_take_no_time():
+    """The longest caption that is taken, nested as deeply as is allowed, 256 times."""
+    began = time.perf_counter()
+    text = "{a" * 1000 + "b" * 16_000 + "}" * 1000
+    (found,) = texts(text, wildcards=True, variants=256)
+    assert found == "a" * 1000 + "b" * 16_000
+    assert time.perf_counter() - began < 20
+    for many in ("{" * 1001, "{}" * 10_000):
+        with pytest.raises(ValueError, match="wildcards are in one caption, 1000"):
+            choose_wildcards(many, torch.Generator())
+
+
+def test_what_no_text_encoder_reads_is_refused():
+    with pytest.raises(ValueError, match="prefix has 20001 characters"):
+        Captioning(prefix="a" * 20_001)
+    with pytest.raises(ValueError, match="caption of 20001 characters"):
+        Item(("a" * 20_001,), path="x.png")
+    with pytest.raises(ValueError, match=r"x\.png has 1001 captions"):
+        Item(("a",) * 1001, path="x.png")
+    with pytest.raises(ValueError, match="has a int as caption"):
+        Item((3,), path="x.png")
+    with pytest.raises(ValueError, match="10000001 pictures with their repeats"):
+        Dataset(
+            (Item(("a",), path="x.png", repeats=100_000),) * 100 + (Item(("a",), path="x.png"),)
+        )
+    with pytest.raises(ValueError, match="trigger has 1001"):
+        Dataset((Item(("a",), path="x.png"),), trigger="a" * 1001)
+
+
+def test_half_a_character_is_refused_where_it_comes_in():
+    """JSON can hold one, and what encodes the caption or keys a draw by it cannot."""
+    with pytest.raises(ValueError, match=r"x\.png has half a character in the caption 'a\\ud800'"):
+        Item(("a\ud800",), path="x.png")
+    with pytest.raises(ValueError, match="suffix has half a character"):
+        Captioning(suffix="\udfff")
+    with pytest.raises(ValueError, match="trigger has half a character"):
+        Dataset((Item(("a",), path="x.png"),), trigger="\udc00")
+    assert Item(("\U0001f431",), path="x.png").captions == ("\U0001f431",)
+
+
+def test_a_caption_in_a_message_stays_text():
+    with pytest.raises(ValueError, match=r'"\\x1b\[2J\{a"'):
+        choose_wildcards("\x1b[2J{a", torch.Generator())
 
 
 def test_without_options_captions_stay_as_they_are():

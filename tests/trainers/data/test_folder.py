@@ -310,3 +310,34 @@ def test_fingerprint_follows_names_sizes_times_and_captions(folder, tmp_path):
 def test_fingerprint_does_not_decode(folder):
     (folder / "a.png").write_bytes(b"not a picture")
     assert len(folder_fingerprint(folder)) == 64
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_with_control_characters_stay_text(folder):
+    """A name that ends the line and begins another one, in colors."""
+    evil = "cat\n[ERROR] \x1b[31m"
+    picture(folder / f"{evil}.png")
+    (folder / f"{evil}.txt").write_bytes(b"\xff")
+    (folder / f"{evil}.heic").write_bytes(b"")
+    with pytest.raises(ValueError) as caught:
+        read_folder(folder)
+    lines = str(caught.value).split("\n")
+    assert all(line.isprintable() for line in lines) and r"cat\n[ERROR] \x1b[31m.txt" in lines[1]
+    (folder / f"{evil}.txt").write_text("a cat")
+    items, warnings = read_folder(folder, caption="a")
+    assert all(text.isprintable() for text in (*warnings, *(item.name for item in items)))
+    assert any(r"cat\n[ERROR]" in item.name for item in items)
+    (folder / f"{evil}.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError) as caught:
+        read_folder(folder, caption="a")
+    assert all(line.isprintable() for line in str(caught.value).split("\n"))
+
+
+def test_a_large_caption_file_is_named(folder):
+    picture(folder / "a.png")
+    (folder / "a.txt").write_bytes(b"a " * 2**19 + b"a")
+    with pytest.raises(ValueError, match=r"a\.txt: has 1048577 bytes, and at most 1048576"):
+        read_folder(folder)
+    (folder / "a.txt").write_bytes(b"a\n" * 1001)
+    with pytest.raises(ValueError, match=r"a\.txt: has 1001 captions"):
+        read_folder(folder, several=True)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """metadata.jsonl and metadata.csv as the library `datasets` lays them out, written by hand here."""
 
+import time
+import tracemalloc
+
 import pytest
 from PIL import Image
 
-from graft.trainers.data import read_folder
+from graft.trainers.data import metadata, read_folder
 
 
 @pytest.fixture
@@ -131,6 +134,22 @@ def test_a_folder_with_metadata_says_how_to_read_it(folder):
         ('{"file_name": "1.png", "weight": NaN}', "weight is nan"),
         ('{"file_name": "1.png", "label": "cat"}', "label is cat"),
         ('{"file_name": "1.png", "label": -1}', "label is -1"),
+        ('{"file_name": "1.png", "label": 1e300}', "label is 1e+300: 0 to 2147483647 is"),
+        ('{"file_name": "1.png", "weight": 1' + "0" * 400 + "}", "weight is 1000"),
+        ('{"file_name": "1.png", "weight": 1' + "0" * 5000 + "}", "row 1 cannot be read"),
+        ('{"file_name": "1.png", "repeats": 1' + "0" * 400 + "}", "repeats is 1000"),
+        ('{"file_name": "1.png", "text": "' + "a" * 20_001 + '"}', "caption of 20001 characters"),
+        ('{"file_name": "1.png", "text": ' + str(["a"] * 1001).replace("'", '"') + "}", "a"),
+        ('{"file_name": "//server/share/1.png"}', "leads out of the folder"),
+        ('{"file_name": "\\\\\\\\server\\\\share\\\\1.png"}', "leads out of the folder"),
+        ('{"file_name": "train/../1.png"}', "leads out of the folder"),
+        ('{"file_name": "C:1.png"}', "leads out of the folder"),
+        ('{"file_name": "1.png\\u0000.txt"}', r"'1.png\x00.txt' is no image"),
+        ('{"file_name": "1\\u001b[31m.png"}', r"'1\x1b[31m.png' is no image"),
+        ('{"file_name": "CON"}', "'CON' is no image"),
+        ('{"file_name": "nul.png"}', "'nul.png' is no image"),
+        ('{"file_name": "1.png", "a\\nb": 1, "a\\nb": 2}', r"'a\nb' is given twice"),
+        ('{"file_name": ' + "[" * 100_000 + "}", "row 1 cannot be read"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_named(folder, text, message):
@@ -150,6 +169,37 @@ def test_bad_rows_are_named(folder, text, message):
 )
 def test_bad_tables_are_named(folder, text, message):
     assert message in refused(folder, text, "metadata.csv", caption="a")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"file_name": "1.png"}' + " " * 2**26 + "x", "has 67108887 bytes"),
+        ('{"a":1}\n' * 3000, "more than 2000 rows"),
+        ("\n" * 2**25 + "x", "row 1 is empty"),
+        ('{"file_name": "1.png", "text": "' + "a" * 2**20 + '"}', "has 1048610 characters"),
+        ('{"file_name": "1.png", "boxes": [' + "[]," * 400_000 + "0]}", "has 12000"),
+        ('{"x": 1}\n' * 1500 + '{"file_name": "1.png"}', "and 91 more"),
+        (
+            "\n".join(
+                '{"' + '":0,"'.join(f"{i}-{j}" for j in range(1000)) + '":0}' for i in range(9)
+            ),
+            "more than 1000 columns",
+        ),
+    ],
+    ids=["bytes", "rows", "newlines", "caption", "members", "problems", "columns"],
+)
+def test_files_beyond_all_sense_are_refused_soon(folder, monkeypatch, text, message):
+    monkeypatch.setattr(metadata, "MAX_ROWS", metadata.MAX_ROWS // 100)
+    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+    tracemalloc.start()
+    began = time.perf_counter()
+    with pytest.raises(ValueError) as caught:
+        read_folder(folder, layout="metadata")
+    took, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert message in str(caught.value) and len(str(caught.value)) < 2000
+    assert took < 5 * 4 and peak < 300e6  # counting memory makes it slower
 
 
 def test_all_bad_rows_in_one_error(folder):
