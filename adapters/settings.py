@@ -53,7 +53,8 @@ class Ranked(Settings):
     )
     blocks: str = option(
         "attention",
-        "Which layers are trained: presets (all, transformer, attention, cross-attention) and patterns.",
+        "Which layers are trained: presets (all, transformer, attention, cross-attention, cross-attention kv, b-lora, "
+        "b-lora content, b-lora style) and patterns.",
     )
     module_dropout: float = option(
         0.0,
