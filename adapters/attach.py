@@ -126,7 +126,8 @@ def _adapted(
     attached: Attached, base: Callable[..., torch.Tensor], layer: Layer
 ) -> Callable[..., torch.Tensor]:
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        y = base(x, *args, **kwargs)
-        return layer(x, y) if attached.enabled else y
+        if not attached.enabled:
+            return base(x, *args, **kwargs)
+        return layer(x, base(layer.before(x), *args, **kwargs))
 
     return forward

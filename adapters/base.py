@@ -20,14 +20,20 @@ class Layer(nn.Module):
         files: Names of parameters by the suffix under which files keep them.
         masks: What is dropped out in training.
         module_dropout: Share of the pictures for which the layer is left out.
+        has_exact_gradient: Whether the gradient is that of the output; not, where a part counts as a number.
     """
 
     files: Mapping[str, str] = {}
     module_dropout: float = 0.0
+    has_exact_gradient = True
 
     def __init__(self) -> None:
         super().__init__()
         self.masks = Masks(Source(), "")
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        """What the module gets instead of its input ``x``."""
+        return x
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Tensors by the suffix under which files keep them (``lora_up.weight``, ``alpha``, ...)."""

@@ -11,7 +11,7 @@ from ..adapters.file import AdapterFile
 from ..trainers.events import Saved, Sink, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.state import Best
-from . import paths, result
+from . import paths, result, stock_form
 from .request import Request
 
 _log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Keeper:
                 tensors = dict(loop.network.tensors())
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise Diverged("The trained weights are not finite numbers. Lower the learning rate.")
+        tensors = stock_form.exported(request.model, tensors)
         facts = {
             "steps": loop.step if best is None else best.step,
             "seed": request.plan.seed,

@@ -189,7 +189,8 @@ def describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     A number is ``Dynamic`` where layers differ, as the tools that resize LoRA files write it; convolutions larger than
     1x1 count for themselves, as ``conv_dim`` and ``conv_alpha``. Other kinds than LoRA are called as LyCORIS does.
     """
-    wide, rest = [], []
+    wide: list[tuple[int, float]] = []
+    rest: list[tuple[int, float]] = []
     for prefix, pair in ranks(tensors).items():
         kernels = [
             tensors[f"{prefix}.{key}"].shape[2:] for key in _KERNELS if f"{prefix}.{key}" in tensors
