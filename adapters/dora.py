@@ -15,6 +15,7 @@ from torch import nn
 from . import NETWORKS
 from .base import Layer
 from .form import Form
+from .initial import GAUSSIAN, KAIMING
 from .lora import LoRA, LoraLayer
 from .pair import Kept, Pair
 from .weight import bias, matrix
@@ -29,6 +30,10 @@ class DoRA(LoRA):
         super().__post_init__()
         if self.tucker:
             raise ValueError("A DoRA has no core: set tucker=no, or choose the network 'lora'.")
+        if self.init not in (KAIMING, GAUSSIAN):
+            raise ValueError(
+                f"A DoRA begins with init={KAIMING} or {GAUSSIAN}, not {self.init}; choose the network 'lora' for it."
+            )
 
     def build(self, module: nn.Module, generator: torch.Generator) -> Layer:
         """A ``DoraLayer`` for a linear or convolution module."""

@@ -16,7 +16,8 @@ from ..registry import option
 from . import NETWORKS
 from .base import Layer
 from .form import Form
-from .lora import check_alpha, uniform
+from .initial import uniform
+from .lora import check_alpha
 from .settings import Ranked
 
 

@@ -16,8 +16,20 @@ from ..registry import option
 from . import NETWORKS
 from .base import Layer
 from .form import Form
+from .initial import (
+    GAUSSIAN,
+    INITS,
+    KAIMING,
+    OF_THE_WEIGHT,
+    ORTHOGONAL,
+    gaussian,
+    of_the_weight,
+    orthogonal,
+    uniform,
+)
 from .pair import Kept, Pair, nearest
 from .settings import Ranked
+from .weight import matrix
 
 
 @NETWORKS.register("lora")
@@ -46,13 +58,34 @@ class LoRA(Ranked):
         "Convolutions larger than 1x1 get a core of rank x rank x kernel between two 1x1: a much smaller file.",
     )
 
+    init: str = option(
+        KAIMING,
+        "Where it begins. kaiming, gaussian and orthogonal change nothing at first. pissa and olora begin with the "
+        "weight's own main directions, which learns faster; preparing takes a while, and the file has twice the rank.",
+        choices=INITS,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tucker and self.init != KAIMING:
+            raise ValueError(f"tucker goes with init={KAIMING} only, and init is {self.init}.")
+
     def build(self, module: nn.Module, generator: torch.Generator) -> Layer:
         """A ``LoraLayer`` for a linear or convolution module."""
         form = Form.of(module, "a LoRA")
         rank, alpha = self.of(form)
         alpha *= math.sqrt(rank) if self.rslora else 1.0
-        made = TuckerLayer if self.tucker and form.area > 1 else LoraLayer
-        layer = made(form, rank, alpha, generator)
+        layer: LoraLayer
+        if self.init in OF_THE_WEIGHT:
+            weight = matrix(module, f"init={self.init}")
+            layer = ResidualLayer(form, rank, alpha, generator, self.init, weight)
+        else:
+            kind = TuckerLayer if self.tucker and form.area > 1 else LoraLayer
+            layer = kind(form, rank, alpha, generator)
+        if self.init == GAUSSIAN:
+            layer.start(gaussian((rank, form.columns), generator))
+        elif self.init == ORTHOGONAL:
+            layer.start(*orthogonal(form.rows, rank, form.columns, generator))
         layer.dropout, layer.rank_dropout = self.dropout, self.rank_dropout
         layer.module_dropout = self.module_dropout
         return layer
@@ -82,6 +115,13 @@ class LoraLayer(Layer):
         """The low-rank path of ``x``."""
         inner = self.dropped(self.inner(x))
         return self.form.point(inner * self.scale, self.up.to(x.dtype))
+
+    def start(self, down: torch.Tensor, up: torch.Tensor | None = None) -> None:
+        """Begin with these factors, ``[n, in * kernel]`` and ``[out, n]``; ranks beyond n stay as they are."""
+        with torch.no_grad():
+            self.down.flatten(1)[: len(down)] = down
+            if up is not None:
+                self.up.flatten(1)[:, : len(down)] = up
 
     def inner(self, x: torch.Tensor) -> torch.Tensor:
         """``down`` of ``x``, in its dtype: ``[..., rank]`` or ``[B, rank, *size]``."""
@@ -197,10 +237,84 @@ class TuckerLayer(LoraLayer):
         raise ValueError("A convolution with a core cannot begin with a LoRA; set tucker=no.")
 
 
-def uniform(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """U(-1, 1) / sqrt(fan_in): kaiming_uniform with a = sqrt(5), as kohya and PEFT have it."""
-    bound = 1.0 / math.sqrt(math.prod(shape[1:]))
-    return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+class ResidualLayer(LoraLayer):
+    """A LoRA that begins with a part of the weight; what it began with, ``down0`` and ``up0``, is taken off again.
+
+    Files have both as one LoRA of twice the rank: up down - up0 down0 = [up, -up0] [down; down0].
+    """
+
+    down0: torch.Tensor
+    up0: torch.Tensor
+
+    def __init__(
+        self,
+        form: Form,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+        init: str,
+        weight: torch.Tensor,
+    ) -> None:
+        super().__init__(form, rank, alpha, generator)
+        down, up = of_the_weight(init, weight, rank, self.scale)
+        self.start(down.cpu(), up.cpu())
+        self.register_buffer("down0", self.down.detach().clone(), persistent=False)
+        self.register_buffer("up0", self.up.detach().clone(), persistent=False)
+
+    def change(self, x: torch.Tensor) -> torch.Tensor:
+        """The low-rank path of ``x`` less that of the start; both in the same way, so that they cancel to the bit."""
+        inner = self.form.apply(x, self.down0.to(x.dtype))
+        return super().change(x) - self.form.point(inner * self.scale, self.up0.to(x.dtype))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those of a LoRA of twice the rank and twice the alpha."""
+        return {
+            "lora_up.weight": torch.cat([self.up, -self.up0], 1),
+            "lora_down.weight": torch.cat([self.down, self.down0]),
+            "alpha": torch.tensor(2 * self.alpha),
+        }
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over what ``tensors()`` gave, and what it began with."""
+        expected = {key: tensor.shape for key, tensor in self.tensors().items()}
+        for key, shape in expected.items():
+            if key not in tensors or tensors[key].shape != shape:
+                came = f"shape {list(tensors[key].shape)}" if key in tensors else "nothing"
+                raise ValueError(f"{key}: expected shape {list(shape)}, got {came}.")
+        up, up0 = tensors["lora_up.weight"].chunk(2, 1)
+        down, down0 = tensors["lora_down.weight"].chunk(2)
+        with torch.no_grad():
+            for own, other in (
+                (self.up, up),
+                (self.up0, -up0),
+                (self.down, down),
+                (self.down0, down0),
+            ):
+                own.copy_(other)
+        check_alpha(tensors, 2 * self.alpha)
+
+    def take_alpha(self, alpha: float) -> None:
+        """Use the alpha of a file, which is twice the layer's."""
+        super().take_alpha(alpha / 2)
+
+    def change_norm(self) -> float | None:
+        """As of a LoRA of twice the rank."""
+        up, down = (
+            self.tensors()[f"lora_{side}.weight"].detach().to("cpu", torch.float64).flatten(1)
+            for side in ("up", "down")
+        )
+        square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
+        return abs(self.scale) * float(square.sqrt())
+
+    def begin(self, pair: Pair) -> Kept | None:
+        """It begins with the weight.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "With init=pissa or olora a LoRA begins with the weight, not with another LoRA: set init=kaiming."
+        )
 
 
 def check_alpha(tensors: dict[str, torch.Tensor], alpha: float) -> None:

@@ -13,7 +13,7 @@ from graft.trainers.random import Draws
 INPUTS = {"linear": (4, 3, 12), "conv": (4, 6, 7, 9), "point": (4, 6, 5, 5), "long": (4, 6, 11)}
 # Each network as it is, and where it has an option that takes another path.
 VARIANTS = {
-    "lora": [{}, {"tucker": True}, {"rslora": True, "conv_rank": 3}],
+    "lora": [{}, {"tucker": True}, {"rslora": True, "conv_rank": 3}, {"init": "pissa"}],
     "loha": [{}, {"rank": 2}],  # rank 2: as a LoRA of rank 4
     "lokr": [{}, {"rank": 1, "alpha": 3.0}, {"factor": 2}],
     "oft": [{}, {"constraint": 0.5}],

@@ -13,7 +13,11 @@ pytestmark = pytest.mark.comfy
 
 # Beyond the defaults: what takes another path in a loader.
 VARIANTS = {
-    "lora": ({"rslora": True, "ranks": "to_v=3"}, {"tucker": True, "conv_rank": 2}),
+    "lora": (
+        {"rslora": True, "ranks": "to_v=3"},
+        {"tucker": True, "conv_rank": 2},
+        {"init": "olora"},
+    ),
     "loha": ({"rank": 1},),
     "lokr": ({"rank": 1}, {"factor": 2, "rank": 3}),
     "oft": ({"constraint": 0.3},),
@@ -249,3 +253,37 @@ def start(name, file):
             plan=Plan(1),
         )
         return engine.train(dataclasses.replace(request, start_from=file))
+
+
+@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "oft", "dora", "ia3"])
+def test_a_file_for_layers_of_another_shape_is_not_counted_as_applied(name):
+    """The host would log an error when it loads the model, and leave the weight as it is."""
+    from graft.adapters.attach import Attached
+    from graft.host import result
+
+    sizes = {"output_blocks.0.1.proj_in": (24, 36), "output_blocks.0.1.proj_out": None}
+    model = tiny.model("sdxl", inference=False)
+    root = torch.nn.Module()
+    for key, size in sizes.items():
+        module = torch.nn.Linear(*size) if size else model.model.diffusion_model.get_submodule(key)
+        parent = root
+        *path, leaf = key.split(".")
+        for part in path:
+            if not hasattr(parent, part):
+                parent.add_module(part, torch.nn.Module())
+            parent = getattr(parent, part)
+        parent.add_module(leaf, module)
+    attached = Attached(root, network(name), 0)
+    weight = {f"diffusion_model.{k}": v for k, v in root.state_dict().items()}
+    file = export_of(attached.tensors(), weight)
+    attached.remove()
+    _, report = result.apply(model, file)
+    wrong = {key for key in file if ".proj_in." in key and "diff_b" not in key}
+    assert wrong <= set(report.misshapen) and not any("proj_out" in k for k in report.misshapen)
+    assert report.applied == report.total - len(report.misshapen)
+
+
+def export_of(tensors, weight):
+    from graft.adapters import export
+
+    return export.exported(tensors, lambda key: weight.get(key, torch.empty(0)), True)
