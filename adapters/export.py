@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training keeps, as ComfyUI's own loader applies it exactly.
 
-LoRA, LoHa, LoKr and OFT are kept as the loader reads them. DoRA and (IA)^3 become its DoRA, ``dora_scale``. It scales
-the columns of V = W0 + dW by dora_scale / |V|, but rows, up to the version of today, by dora_scale / |W0|. So the scale
-of a DoRA is written as m |W0| / |V| for a loader that divides by |W0|, and as m for one that divides by |V|; (IA)^3 has
-dW = 0, with which both are the same.
+LoRA, LoHa, LoKr, OFT and BOFT are kept as the loader reads them. DoRA and (IA)^3 become its DoRA, ``dora_scale``. It
+scales the columns of V = W0 + dW by dora_scale / |V|, but rows, up to the version of today, by dora_scale / |W0|. So
+the scale of a DoRA is written as m |W0| / |V| for a loader that divides by |W0|, and as m for one that divides by |V|;
+(IA)^3 has dW = 0, with which both are the same.
 """
 
 from collections.abc import Callable, Mapping

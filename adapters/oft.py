@@ -53,7 +53,7 @@ class OFT(Settings):
                 f"Its {form.rows} outputs have no divisor from 2 to {self.rank}, so that nothing can be turned: raise "
                 "rank, or leave it out of blocks."
             )
-        layer = OftLayer(module, form, size, self.constraint)
+        layer = OftLayer(module, form, (form.rows // size, size, size), self.constraint)
         layer.module_dropout = self.module_dropout
         return layer
 
@@ -64,15 +64,17 @@ class OftLayer(Layer):
     files = {"oft_blocks": "blocks"}
     bias: torch.Tensor | None
 
-    def __init__(self, module: nn.Module, form: Form, size: int, constraint: float) -> None:
+    def __init__(
+        self, module: nn.Module, form: Form, shape: tuple[int, ...], constraint: float
+    ) -> None:
         super().__init__()
         self.form, self.constraint, self._module = form, constraint, (module,)
-        self.blocks = nn.Parameter(torch.zeros(form.rows // size, size, size))
+        self.blocks = nn.Parameter(torch.zeros(shape))
         self.register_buffer("bias", bias(module), persistent=False)
 
     def turn(self) -> torch.Tensor:
-        """``R - I = 2 Q (I - Q)^-1``, ``[count, size, size]`` fp32: no difference of near numbers."""
-        q = self.blocks - self.blocks.transpose(1, 2)
+        """``R - I = 2 Q (I - Q)^-1`` of every block, fp32: no difference of near numbers."""
+        q = self.blocks - self.blocks.mT
         if self.constraint:
             norm = torch.linalg.vector_norm(q) + 1e-8
             q = q * (self.constraint / norm).clamp(max=1.0)
@@ -81,14 +83,18 @@ class OftLayer(Layer):
         return turned
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """``y`` plus ``(R^T - I)`` of it without the bias, in the dtype of ``y``."""
-        turn, bare = self.turn().to(y.dtype), y
+        """``y`` plus what turning it without the bias changes, in the dtype of ``y``."""
+        bare, axis = y, self.form.axis
         if self.bias is not None:
             bare = y - self.form.channels(self.bias.to(y.dtype))
-        axis = self.form.axis % y.ndim
-        parts = bare.movedim(axis, -1).unflatten(-1, turn.shape[:2])
-        change = torch.einsum("knm,...kn->...km", turn, parts).flatten(-2).movedim(-1, axis)
+        change = self.change(bare.movedim(axis, -1)).movedim(-1, axis)
         return y + self.whole(change)
+
+    def change(self, values: torch.Tensor) -> torch.Tensor:
+        """``(R^T - I)`` of ``values`` ``[..., out]``."""
+        turn = self.turn().to(values.dtype)
+        parts = values.unflatten(-1, turn.shape[:2])
+        return torch.einsum("knm,...kn->...km", turn, parts).flatten(-2)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """``oft_blocks`` and ``alpha``, the names of LyCORIS and ComfyUI."""
@@ -100,11 +106,10 @@ class OftLayer(Layer):
         check_alpha(tensors, self.constraint)
 
     def change_norm(self) -> float | None:
-        """|(R^T - I) W0|, block by block; None where the weight cannot be read."""
+        """|W - W0|, of the weight's columns; None where it cannot be read."""
         weight = readable(self._module[0])
         if weight is None:
             return None
         with torch.no_grad():
-            turn = self.turn()
-            rows = weight.float().flatten(1).to(turn.device).unflatten(0, turn.shape[:2])
-            return float(torch.linalg.vector_norm(torch.einsum("knm,knc->kmc", turn, rows)))
+            columns = weight.to(self.blocks).flatten(1).T
+            return float(torch.linalg.vector_norm(self.change(columns)))

@@ -200,7 +200,8 @@ def describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     args = dict(zip(("conv_dim", "conv_alpha"), _shared(wide), strict=True)) if wide else {}
     algorithms = [name for mark, name in _ALGORITHMS.items() if any(mark in key for key in tensors)]
     if algorithms:
-        args["algo"] = algorithms[0]
+        blocks = [tensors[key].ndim for key in tensors if key.endswith(".oft_blocks")]
+        args["algo"] = "boft" if 4 in blocks else algorithms[0]
     return {
         "ss_network_module": "lycoris.kohya" if algorithms else "networks.lora",
         "ss_network_dim": dim,

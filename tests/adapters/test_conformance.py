@@ -17,6 +17,7 @@ VARIANTS = {
     "loha": [{}, {"rank": 2}],  # rank 2: as a LoRA of rank 4
     "lokr": [{}, {"rank": 1, "alpha": 3.0}, {"factor": 2}],
     "oft": [{}, {"constraint": 0.5}],
+    "boft": [{}, {"constraint": 0.5, "factors": 1, "rank": 8}],
     "ia3": [{}, {"on_input": "linear, conv, point, long"}],
 }
 CASES = [
@@ -30,7 +31,7 @@ CASES = [
 def base():
     torch.manual_seed(0)
     model = nn.Sequential()
-    model.linear = nn.Linear(12, 20)
+    model.linear = nn.Linear(12, 16)
     model.conv = nn.Conv2d(6, 8, (3, 2), stride=2, padding=1)
     model.point = nn.Conv2d(6, 8, 1, bias=False)
     model.long = nn.Conv1d(6, 8, 3, padding=2, dilation=2)

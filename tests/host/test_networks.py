@@ -21,6 +21,7 @@ VARIANTS = {
     "loha": ({"rank": 1},),
     "lokr": ({"rank": 1}, {"factor": 2, "rank": 3}),
     "oft": ({"constraint": 0.3},),
+    "boft": ({"constraint": 0.3, "factors": 2, "rank": 8},),
     "ia3": ({"on_input": "ff.net.2; to_v"},),
     "dora": ({"conv_rank": 2},),
 }
@@ -42,7 +43,7 @@ def network(name, blocks="all", **settings):
 
 CASES = [
     (name, settings)
-    for name in ("lora", "loha", "lokr", "oft", "dora", "ia3")
+    for name in ("lora", "loha", "lokr", "oft", "boft", "dora", "ia3")
     for settings in ({}, *VARIANTS.get(name, ()))
 ]
 
@@ -181,7 +182,7 @@ def train(name, family="sdxl", state=None, steps=2, total=0, **settings):
         return engine.train(request)
 
 
-@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "oft", "dora", "ia3"])
+@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "oft", "boft", "dora", "ia3"])
 def test_it_trains_is_handed_on_whole_and_goes_on_from_its_state(name):
     settings = {"module_dropout": 0.2}
     whole = train(name, steps=3, **settings)
@@ -196,7 +197,7 @@ def test_it_trains_is_handed_on_whole_and_goes_on_from_its_state(name):
     assert not torch.allclose(before, after, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["loha", "lokr", "oft", "dora", "ia3"])
+@pytest.mark.parametrize("name", ["loha", "lokr", "oft", "boft", "dora", "ia3"])
 @pytest.mark.parametrize("family", ["sd3", pytest.param("sd15", marks=pytest.mark.slow)])
 def test_it_trains_in_other_families(name, family):
     made = train(name, family)
@@ -231,7 +232,7 @@ def test_a_network_that_cannot_begin_with_a_file_says_so():
     file = AdapterFile(lora.lora_model, {}, "cat")
     begun = start("dora", file)
     assert "begins with 'cat'" in begun.report
-    for name in ("loha", "lokr", "oft", "ia3"):
+    for name in ("loha", "lokr", "oft", "boft", "ia3"):
         with pytest.raises(ValueError, match="cannot begin with a LoRA; choose the network 'lora'"):
             start(name, file)
     with pytest.raises(ValueError, match="start_from"):
@@ -255,13 +256,13 @@ def start(name, file):
         return engine.train(dataclasses.replace(request, start_from=file))
 
 
-@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "oft", "dora", "ia3"])
+@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "oft", "boft", "dora", "ia3"])
 def test_a_file_for_layers_of_another_shape_is_not_counted_as_applied(name):
     """The host would log an error when it loads the model, and leave the weight as it is."""
     from graft.adapters.attach import Attached
     from graft.host import result
 
-    sizes = {"output_blocks.0.1.proj_in": (24, 36), "output_blocks.0.1.proj_out": None}
+    sizes = {"output_blocks.0.1.proj_in": (24, 32), "output_blocks.0.1.proj_out": None}
     model = tiny.model("sdxl", inference=False)
     root = torch.nn.Module()
     for key, size in sizes.items():
