@@ -32,7 +32,13 @@ def fits(patch: Any, place: Any, weights: Mapping[str, torch.Tensor]) -> bool:
         return True
     index, shape_of = _SHAPES[kind]
     parts = tuple(patch.weights)
-    return _takes(parts[index], weight) and shape_of(parts, weight)
+    try:
+        return _takes(parts[index], weight) and shape_of(parts, weight)
+    except (
+        AttributeError,
+        IndexError,
+    ):  # a tensor of too few dimensions, or none where one belongs
+        return False
 
 
 def _takes(scale: Any, weight: torch.Tensor) -> bool:

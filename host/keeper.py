@@ -73,6 +73,7 @@ class Keeper:
             "model": self.model,
             "pictures": len(request.dataset.items),
         }
+        facts |= stock_form.facts(tensors)
         if self.start:
             facts["start"] = self.start
         if request.optimizer.ema_decay:

@@ -8,6 +8,8 @@ import torch
 
 from ..adapters import export
 
+_SCALE = ".dora_scale"
+
 
 def exported(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What a training keeps, as the stock loader applies it exactly to this MODEL.
@@ -36,6 +38,14 @@ def exported(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
             return value
 
         return export.exported(tensors, weight, _divides_by_base())
+
+
+def facts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """What a file's metadata say of how its DoRA is written, where it is one with a change of its own."""
+    scaled = {key.removesuffix(_SCALE) for key in tensors if key.endswith(_SCALE)}
+    if not any(bool(tensors[f"{name}.lora_up.weight"].any()) for name in scaled):
+        return {}
+    return {"dora_scale": "m |W0| / |V|" if _divides_by_base() else "m"}
 
 
 def _divides_by_base() -> bool:

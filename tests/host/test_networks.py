@@ -195,6 +195,8 @@ def test_it_trains_is_handed_on_whole_and_goes_on_from_its_state(name):
     with torch.inference_mode():
         before, after = (tiny.sample(m, "sdxl") for m in (tiny.model("sdxl"), whole.model))
     assert not torch.allclose(before, after, atol=1e-4)
+    said = whole.adapter.metadata.get("graft.dora_scale")
+    assert said == ("m |W0| / |V|" if name == "dora" else None)
 
 
 @pytest.mark.parametrize("name", ["loha", "lokr", "oft", "boft", "dora", "ia3"])
@@ -288,3 +290,22 @@ def export_of(tensors, weight):
     from graft.adapters import export
 
     return export.exported(tensors, lambda key: weight.get(key, torch.empty(0)), True)
+
+
+def test_tensors_of_too_few_dimensions_do_not_fit():
+    from graft.host import result
+
+    model = tiny.model("sdxl", inference=False)
+    key = "diffusion_model.output_blocks.0.1.proj_in"
+    right = {"diffusion_model.output_blocks.0.1.proj_out.diff_b": torch.zeros(64)}
+    flat = torch.ones(3)
+    for names in (
+        ("lora_up.weight", "lora_down.weight"),
+        ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+        ("lokr_w1_a", "lokr_w1_b", "lokr_w2"),
+    ):
+        _, report = result.apply(model, right | {f"{key}.{name}": flat for name in names})
+        assert (report.applied, report.total) == (1, 1 + len(names)), names
+    file = {f"{key}.{end}": torch.ones(4, 4) for end in ("lora_up.weight", "lora_down.weight")}
+    _, report = result.apply(model, right | file | {f"{key}.dora_scale": flat})
+    assert report.applied == 1
