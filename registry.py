@@ -19,6 +19,7 @@ from .plain import plain
 T = TypeVar("T")
 _MOST = 100  # characters of what someone typed, in a message
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_PARTS = re.compile(r'(?:[^,\n"]|"[^"]*")+')
 _SCALARS = (bool, int, float, str)
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -72,14 +73,18 @@ def parse_options(settings: type, name: str, options: str) -> dict[str, Any]:
     Args:
         settings: The dataclass.
         name: What it is called in messages.
-        options: ``name=value`` pairs with commas or new lines between them.
+        options: ``name=value`` pairs with commas or new lines between them; a value with commas is in double quotes.
 
     Raises:
         ValueError: Unknown option (near names are listed) or a malformed value.
     """
     fields, chosen = options_of(settings), {}
-    for part in filter(None, (part.strip() for part in re.split(r"[,\n]", options))):
+    if options.count('"') % 2:
+        raise ValueError(f"A double quote is left open in the options of {name}: {options}")
+    for part in filter(None, (part.strip() for part in _PARTS.findall(options))):
         key, separator, text = (piece.strip() for piece in part.partition("="))
+        if len(text) > 1 and text[0] == text[-1] == '"':
+            text = text[1:-1]
         if not separator:
             raise ValueError(f"Option '{plain(part, _MOST)}' of {name} must read name=value.")
         if key not in fields:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .base import Layer, Network
+from .dropout import Draws, Masks, Source
 from .targets import targets
 
 
@@ -26,14 +27,16 @@ class Attached:
         self.enabled = True
         self.layers: dict[str, Layer] = {}
         self._modules: list[nn.Module] = []
-        for name in targets(root, network.blocks):
+        self._source = Source()
+        for name, settings in network.plan(targets(root, network.blocks)).items():
             digest = hashlib.blake2b(f"{seed}/adapter/{name}".encode(), digest_size=8).digest()
             generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
             try:
-                layer = network.build(root.get_submodule(name), generator)
+                layer = settings.build(root.get_submodule(name), generator)
             except ValueError as error:
                 self.remove()
                 raise ValueError(f"{name}: {error}") from error
+            layer.masks = Masks(self._source, name)
             self.layers[name] = layer.to(device)
         for name, layer in self.layers.items():
             self._install(root.get_submodule(name), layer)
@@ -67,6 +70,10 @@ class Attached:
             yield
         finally:
             self.enabled = before
+
+    def draw(self, draws: Draws | None) -> None:
+        """Drop out by these draws of a batch from now on; by none, nothing."""
+        self._source.draws = draws
 
     def tensors(self, prefix: str = "diffusion_model.") -> dict[str, torch.Tensor]:
         """Copies of all layers' tensors under the names a file keeps, on the CPU."""
@@ -127,7 +134,8 @@ def _adapted(
     attached: Attached, base: Callable[..., torch.Tensor], layer: Layer
 ) -> Callable[..., torch.Tensor]:
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        y = base(x, *args, **kwargs)
-        return layer(x, y) if attached.enabled else y
+        if not attached.enabled:
+            return base(x, *args, **kwargs)
+        return layer(x, base(layer.before(x), *args, **kwargs))
 
     return forward

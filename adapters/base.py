@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every adapter offers: settings that build a layer for a module, and the layer."""
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from .dropout import Masks, Source
 from .pair import Kept, Pair
 
 
@@ -13,11 +15,29 @@ class Layer(nn.Module):
     """The trainable part attached to one module; its parameters are fp32.
 
     ``forward`` returns the adapted output from the module's input ``x`` and base output ``y``.
+
+    Attributes:
+        files: Names of parameters by the suffix under which files keep them.
+        masks: What is dropped out in training.
+        module_dropout: Share of the pictures for which the layer is left out.
+        has_exact_gradient: Whether the gradient is that of the output; not, where a part counts as a number.
     """
+
+    files: Mapping[str, str] = {}
+    module_dropout: float = 0.0
+    has_exact_gradient = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks = Masks(Source(), "")
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        """What the module gets instead of its input ``x``."""
+        return x
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Tensors by the suffix under which files keep them (``lora_up.weight``, ``alpha``, ...)."""
-        raise NotImplementedError
+        return {suffix: getattr(self, name) for suffix, name in self.files.items()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take over what ``tensors()`` gave.
@@ -25,7 +45,13 @@ class Layer(nn.Module):
         Raises:
             ValueError: A tensor is absent or has another shape.
         """
-        raise NotImplementedError
+        for suffix, name in self.files.items():
+            parameter = getattr(self, name)
+            if suffix not in tensors or tensors[suffix].shape != parameter.shape:
+                came = f"shape {list(tensors[suffix].shape)}" if suffix in tensors else "nothing"
+                raise ValueError(f"{suffix}: expected shape {list(parameter.shape)}, got {came}.")
+            with torch.no_grad():
+                parameter.copy_(tensors[suffix])
 
     def begin(self, pair: Pair) -> Kept | None:
         """Start with a change of the layer instead of none.
@@ -50,6 +76,17 @@ class Layer(nn.Module):
         """The Frobenius norm of dW, found without dW itself; None where the kind has no such form."""
         return None
 
+    def whole(self, change: torch.Tensor) -> torch.Tensor:
+        """What is added to the module's output, 0 for the pictures that the layer is left out for.
+
+        Args:
+            change: What would be added, ``[B, ...]``.
+        """
+        if not (self.module_dropout and self.training and self.masks.is_on):
+            return change
+        kept = self.masks.kept(len(change), (), self.module_dropout, "module")
+        return change * kept.to(change).reshape(-1, *(1,) * (change.ndim - 1))
+
 
 class Network(Protocol):
     """Settings of an adapter: a frozen dataclass registered in ``NETWORKS``."""
@@ -57,6 +94,9 @@ class Network(Protocol):
     @property
     def blocks(self) -> str:
         """Which layers are trained, in the block language."""
+
+    def plan(self, names: Sequence[str]) -> Mapping[str, "Network"]:
+        """The settings of every trained layer by its name."""
 
     def build(self, module: nn.Module, generator: torch.Generator) -> Layer:
         """A layer for a linear or convolution module, with no effect before training."""

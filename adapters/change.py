@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .base import Layer
+from .weight import readable
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,9 @@ def block_of(name: str) -> str:
 
 
 def _weight_norm(module: nn.Module) -> float | None:
-    """|W|; None for a weight that is quantised, elsewhere or not there."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor) or type(weight).__name__ == "QuantizedTensor":
-        return None
-    is_scaled = getattr(module, "scale_weight", None) is not None
-    if weight.is_meta or is_scaled or not weight.is_floating_point():
+    """|W|; None for a weight that cannot be read."""
+    weight = readable(module)
+    if weight is None:
         return None
     with torch.no_grad():
-        return float(torch.linalg.vector_norm(weight.detach().float()))
+        return float(torch.linalg.vector_norm(weight.float()))

@@ -8,6 +8,7 @@ alone stands for one or more segments.
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from torch import nn
@@ -35,6 +36,11 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "layers",
         "blocks",
     ),
+    "cross-attention kv": ("attn2.to_[kv]", "cross_attn.[kv]", "cross_attn.to_[kv]", "kv_linear"),
+    # Frenkel et al. 2024 (arXiv 2403.14572): the attentions of two blocks of SDXL.
+    "b-lora content": ("output_blocks.0.1.*.attn[12]",),
+    "b-lora style": ("output_blocks.1.1.*.attn[12]",),
+    "b-lora": ("output_blocks.0.1.*.attn[12]", "output_blocks.1.1.*.attn[12]"),
 }
 
 
@@ -70,7 +76,7 @@ def targets(root: nn.Module, blocks: str) -> tuple[str, ...]:
     if parts and parts[0].startswith("-"):
         chosen.update(names)
     for part in parts:
-        matched = _select(names, part.removeprefix("-").strip())
+        matched = matching(names, part.removeprefix("-").strip())
         if part.startswith("-"):
             chosen -= matched
         else:
@@ -80,7 +86,17 @@ def targets(root: nn.Module, blocks: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in chosen)
 
 
-def _select(names: list[str], part: str) -> set[str]:
+def matching(names: Sequence[str], part: str, what: str = "The block selection") -> set[str]:
+    """The names that a preset or pattern selects.
+
+    Args:
+        names: Names of layers.
+        part: A preset or a pattern.
+        what: Where it stands, for the message.
+
+    Raises:
+        ValueError: It matches none of them; lists near names.
+    """
     patterns = [_compiled(pattern) for pattern in PRESETS.get(part, (part,))]
     matched = {name for name in names if any(pattern.search(name) for pattern in patterns)}
     if not matched:
@@ -88,13 +104,14 @@ def _select(names: list[str], part: str) -> set[str]:
             segment for name in names for segment in name.split(".") if not segment.isdigit()
         }
         known = [preset for preset in PRESETS if _any_match(names, preset)] + sorted(segments)
+        of = "of this model" if what.startswith("The") else "that is trained"
         raise ValueError(
-            f"The block selection '{plain(part, 100)}' matches no layer of this model. {unknown('block', part, known)}"
+            f"{what} '{plain(part, 100)}' matches no layer {of}. {unknown('block', part, known)}"
         )
     return matched
 
 
-def _any_match(names: list[str], preset: str) -> bool:
+def _any_match(names: Sequence[str], preset: str) -> bool:
     return any(_compiled(pattern).search(name) for pattern in PRESETS[preset] for name in names)
 
 

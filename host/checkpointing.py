@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..adapters import rows
+
 
 def find_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
     """Find the modules to checkpoint.
@@ -135,13 +137,15 @@ class _Recomputed:
         live: tuple | None = values
         kept = tuple(self._keep(v) for v in values)
         del args, kwargs, values  # nothing here may keep the block's inputs alive
+        pictures = rows.seen()
 
         def run(*values: Any) -> Any:
             nonlocal live
             if live is not None:  # the first time: the block sees what it would see without us
                 values, live = live, None
                 return self._watch(values, names)
-            return self._call(tuple(_again(v) for v in values), names)
+            with rows.only(pictures):
+                return self._call(tuple(_again(v) for v in values), names)
 
         # Everything by position: torch saves the generators only of devices it sees there.
         return checkpoint(run, *kept, use_reentrant=False)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..adapters import rows
 from .sampling import HostSampling
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class HostDenoiser(HostSampling):
         order: list[int] = []
         for indices, inputs in cond.groups:
             at = torch.tensor(indices, device=x.device)
-            parts.append(self._apply(x[at], sigma[at], inputs))
+            with rows.only(indices):
+                parts.append(self._apply(x[at], sigma[at], inputs))
             order.extend(indices)
         back = torch.tensor(order, device=x.device).argsort()
         return torch.cat(parts)[back]

@@ -13,7 +13,7 @@ from ..adapters.file import AdapterFile
 from ..trainers.events import Saved, Sink, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.state import Best
-from . import paths, result
+from . import paths, result, stock_form
 from .request import Request
 
 _log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Keeper:
                 tensors = dict(loop.network.tensors())
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise Diverged("The trained weights are not finite numbers. Lower the learning rate.")
+        tensors = stock_form.exported(request.model, tensors)
         facts = {
             "steps": loop.step if best is None else best.step,
             "seed": request.plan.seed,
@@ -74,6 +75,7 @@ class Keeper:
             "model": self.model,
             "pictures": len(request.dataset.items),
         }
+        facts |= stock_form.facts(tensors)
         if self.start:
             facts["start"] = self.start
         if request.optimizer.ema_decay:

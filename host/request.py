@@ -71,7 +71,7 @@ def check(request: Request) -> None:
     check_objective(request.objective, wired, request.plan.effective_batch)
     autoencoder.check_family(request.vae, request.model)
     network = request.model.model.diffusion_model
-    for name in targets(network, request.network.blocks):
+    for name in request.network.plan(targets(network, request.network.blocks)):
         if "forward" in network.get_submodule(name).__dict__:
             raise ValueError(
                 f"Layer {name} of the MODEL carries an adapter that another node hooked in (a bypass LoRA, "

@@ -16,7 +16,7 @@ import torch
 
 from ..adapters.file import AdapterFile
 from ..loaders import lora_file
-from . import paths
+from . import fitting_shapes, paths
 
 _LISTED = 8
 _log = logging.getLogger(__name__)
@@ -123,7 +123,9 @@ def apply_both(model: Any, clip: Any, lora: Mapping[str, torch.Tensor]) -> tuple
         weights = model.model.state_dict()
         if clip is not None:
             weights |= clip.cond_stage_model.state_dict()
-        fitting = {at: patch for at, patch in loaded.items() if _fits(patch, at, weights)}
+        fitting = {
+            at: patch for at, patch in loaded.items() if fitting_shapes.fits(patch, at, weights)
+        }
         patched = model.clone()
         taken = set(patched.add_patches(fitting))
         patched_clip = None if clip is None else clip.clone()
@@ -293,27 +295,6 @@ class _Record(dict[str, torch.Tensor]):
     def keys_of(self, prefixes: Iterable[str]) -> set[str]:
         starts = tuple(f"{prefix}{mark}" for prefix in prefixes for mark in "._")
         return {key for key in self if key.startswith(starts)} & self.read if starts else set()
-
-
-def _fits(patch: Any, place: Any, weights: Mapping[str, torch.Tensor]) -> bool:
-    weight = weights.get(place if isinstance(place, str) else place[0])
-    # Packed formats have other shapes than what they stand for.
-    if weight is None or not weight.is_floating_point() or not isinstance(place, str):
-        return True
-    if getattr(patch, "name", "") == "lora":
-        up, down, _, mid, _, reshape = patch.weights[:6]
-        return (
-            mid is not None
-            or reshape is not None
-            or (
-                up.flatten(1).shape[1] == down.shape[0]
-                and up.shape[0] * down.flatten(1).shape[1] == weight.numel()
-                and up.shape[0] == weight.shape[0]
-            )
-        )
-    if isinstance(patch, tuple) and patch[0] in ("diff", "set") and len(patch[1]) == 1:
-        return patch[1][0].shape == weight.shape
-    return True
 
 
 def _relative_change(

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,16 @@ _DTYPES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+}
+
+_KERNELS = ("lora_down.weight", "lora_mid.weight")
+# What LyCORIS calls a kind, by a part of its tensors' names; the first that is there counts.
+_ALGORITHMS = {
+    ".hada_w1_a": "loha",
+    ".lokr_w": "lokr",
+    ".oft_blocks": "diag-oft",
+    ".dora_scale": "locon",
+    ".diff": "full",
 }
 
 
@@ -198,22 +208,37 @@ def ranks(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, float]]:
 def describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """The metadata that tensors speak for: kohya's network keys and the hash of the data.
 
-    ``ss_network_dim`` and ``ss_network_alpha`` are ``Dynamic`` where layers differ, as the tools
-    that resize LoRA files write it.
+    A number is ``Dynamic`` where layers differ, as the tools that resize LoRA files write it; convolutions larger than
+    1x1 count for themselves, as ``conv_dim`` and ``conv_alpha``. Other kinds than LoRA are called as LyCORIS does.
     """
-    pairs = list(ranks(tensors).values())
-    is_conv = any(k.endswith("lora_down.weight") and v.dim() > 2 for k, v in tensors.items())
-    dims, alphas = {rank for rank, _ in pairs}, {alpha for _, alpha in pairs}
-    dim = str(min(dims)) if len(dims) == 1 else "Dynamic"
-    alpha = f"{min(alphas):g}" if len(alphas) == 1 else "Dynamic"
-    conv = {"conv_dim": dim, "conv_alpha": alpha} if is_conv else {}
+    wide: list[tuple[int, float]] = []
+    rest: list[tuple[int, float]] = []
+    for prefix, pair in ranks(tensors).items():
+        kernels = [
+            tensors[f"{prefix}.{key}"].shape[2:] for key in _KERNELS if f"{prefix}.{key}" in tensors
+        ]
+        (wide if any(kernel.numel() > 1 for kernel in kernels) else rest).append(pair)
+    dim, alpha = _shared(rest or wide)
+    args = dict(zip(("conv_dim", "conv_alpha"), _shared(wide), strict=True)) if wide else {}
+    algorithms = [name for mark, name in _ALGORITHMS.items() if any(mark in key for key in tensors)]
+    if algorithms:
+        blocks = [tensors[key].ndim for key in tensors if key.endswith(".oft_blocks")]
+        args["algo"] = "boft" if 4 in blocks else algorithms[0]
     return {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if algorithms else "networks.lora",
         "ss_network_dim": dim,
         "ss_network_alpha": alpha,
-        "ss_network_args": json.dumps(conv, sort_keys=True),
+        "ss_network_args": json.dumps(args, sort_keys=True),
         "sshs_model_hash": data_hash(tensors),
     }
+
+
+def _shared(pairs: Iterable[tuple[int, float]]) -> tuple[str, str]:
+    """Rank and alpha that all have, each ``Dynamic`` where they differ."""
+    listed = list(pairs)
+    dims, alphas = {dim for dim, _ in listed}, {alpha for _, alpha in listed}
+    dim = f"{min(dims)}" if len(dims) == 1 else "Dynamic"
+    return dim, f"{min(alphas):g}" if len(alphas) == 1 else "Dynamic"
 
 
 def data_hash(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -44,7 +44,14 @@ class Network(io.ComfyNode):
             description="What is attached to the model and trained, and to which of its layers.",
             search_aliases=["lora settings", "rank", "adapter", "blocks", "dim"],
             inputs=[
-                choice("network", "The kind of adapter.", NETWORKS.names(), "lora"),
+                choice(
+                    "network",
+                    "The kind of adapter. lora: the usual one. dora: learns direction and size apart, well at small "
+                    "ranks. loha: rank squared in a file of twice a LoRA's size. lokr: the smallest files for their "
+                    "rank. oft and boft: turn what is there and never stretch it. ia3: a few numbers a layer.",
+                    NETWORKS.names(),
+                    "lora",
+                ),
                 field(LoRA, "rank", max=4096),
                 field(LoRA, "alpha", max=4096.0, step=0.5),
                 field(LoRA, "blocks"),

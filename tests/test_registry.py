@@ -32,6 +32,21 @@ def test_options_are_parsed_by_the_type_of_the_default(family):
     assert family.parse("one-part") == Part()
 
 
+def test_a_quoted_value_may_have_commas():
+    registry = Registry("part")
+
+    @registry.register("one")
+    @dataclass(frozen=True)
+    class One:
+        text: str = option("", "A text.")
+        size: int = option(1, "A size.")
+
+    assert registry.parse("one", 'text="a=1, b=2", size=3') == One("a=1, b=2", 3)
+    assert registry.parse("one", "size=3, text=a=1; b") == One("a=1; b", 3)
+    with pytest.raises(ValueError, match="quote is left open"):
+        registry.parse("one", 'text="a=1, size=3')
+
+
 @pytest.mark.parametrize(
     "options,message",
     [

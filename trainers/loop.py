@@ -39,10 +39,7 @@ class Data(Protocol):
         """The bucket of each picture."""
 
     def batches(self, items: Sequence[int], draws: Draws) -> Iterator[Batch]:
-        """What the slots with these pictures train on: the pictures, then what is to stay as it is.
-
-        Every choice among crops, captions and the like is one of ``draws``.
-        """
+        """What the slots with these pictures train on, then what is to stay; every choice is one of ``draws``."""
 
 
 class Trained(Protocol):
@@ -59,6 +56,9 @@ class Trained(Protocol):
 
     def off(self) -> contextlib.AbstractContextManager[None]:
         """The base model inside the block."""
+
+    def draw(self, draws: Draws | None) -> None:
+        """Drop out by these draws of a batch from now on; by none, nothing."""
 
 
 class Diverged(RuntimeError):
@@ -167,9 +167,8 @@ class Loop:
             self.step += 1
             self.losses.append(loss)
             self.record.end()
-            seconds = time.perf_counter() - started
             lr = self.stepper.lr(self.step - 1, self.total)
-            event = Progress(self.step, self.end, loss, lr, norm, seconds)
+            event = Progress(self.step, self.end, loss, lr, norm, time.perf_counter() - started)
             epoch = ended(self.losses, self.order.steps_per_epoch)
             if epoch is not None:
                 self.sink(epoch)  # first, as an interrupt comes with the step
@@ -192,6 +191,7 @@ class Loop:
         for losses, minimized in self._losses(items, slots):
             yield float(losses.detach().sum() / self.plan.effective_batch)
             (minimized.sum() / self.plan.effective_batch).backward()
+        self.network.draw(None)
 
     def _accumulate(self) -> float:
         """Gradients of one effective batch; returns its loss."""
@@ -213,6 +213,7 @@ class Loop:
         """The weighted loss of each sample ``[B]``, and what is minimized for it, batch by batch."""
         draws = Draws(self.plan.seed, self.step, slots, self.plan.effective_batch)
         for batch in self.data.batches(items, draws):
+            self.network.draw(draws.of(batch.use))
             noised = self.objective.noised(self.denoiser, batch.latents, draws.of(batch.use))
             if batch.keeps_base:
                 with torch.no_grad(), self.network.off():

@@ -62,6 +62,21 @@ class Draws:
         part = torch.randperm(self.batch, generator=turn)[list(self.slots)]
         return ((part + self.uniform(purpose)) / self.batch).clamp(max=1 - 2.0**-53)
 
+    def only(self, positions: Sequence[int]) -> "Draws":
+        """Those of the slots at some positions."""
+        return replace(self, slots=[self.slots[position] for position in positions])
+
+    def rand(self, shape: Sequence[int], purpose: str) -> torch.Tensor:
+        """Uniform draws in [0, 1), ``[len(slots), *shape]`` fp32 on the CPU, one generator a slot."""
+        made = [
+            torch.rand(
+                tuple(shape),
+                generator=generator(self.seed, self.use + purpose, self.step, slot),
+            )
+            for slot in self.slots
+        ]
+        return torch.stack(made)
+
     def normal(self, shape: Sequence[int], purpose: str = "noise") -> torch.Tensor:
         """Standard normal noise, ``[len(slots), *shape]`` fp32 on the CPU."""
         return normal(shape, self.seed, self.step, self.slots, self.use + purpose)

@@ -55,6 +55,9 @@ def pick(*indices):
         ("-middle_block", pick(0, 1, 2, 3, 4, 5, 7)),
         ("out, ff.net.2", pick(4, 7)),
         ("to_[qk]", pick(1, 2, 3, 5)),
+        ("cross-attention kv", pick(3, 5)),
+        ("b-lora style", pick(2, 3)),
+        ("-b-lora style, -out", pick(0, 1, 4, 5, 6)),
     ],
 )
 def test_selection(model, blocks, expected):

@@ -71,11 +71,12 @@ class Choice:
     objective: Any
     optimizer: Any
     has_classes: bool
+    network: Any
 
     def __str__(self) -> str:
         objective, optimizer = self.objective, self.optimizer
         parts = (objective.noise, objective.weight, objective.metric, objective.noising)
-        parts += (optimizer.algorithm, optimizer.schedule)
+        parts += (optimizer.algorithm, optimizer.schedule, self.network)
         return " ".join([self.family, *(part.name for part in parts)])
 
 
@@ -137,12 +138,21 @@ def _choice(family: str, parts: dict[str, Any], number: int) -> Choice:
     objective = {"preserve": 0.0, **parts, **objective, "zero_terminal": family == "sdxl_v"}
     objective["learn_log_variance"] = getattr(parts.get("weight"), "name", "") == "one"
     settings = Optimizer(algorithm, schedule, **optimizer)
-    return Choice(family, Objective(**objective), settings, number % 2 == 1)
+    network = _network(0 if "loraplus_ratio" in optimizer else number)  # it is for LoRAs
+    return Choice(family, Objective(**objective), settings, number % 2 == 1, network)
+
+
+def _network(number: int) -> Any:
+    """The networks in turn, with dropout; small, and of a LoRA's size for those that have a rank."""
+    from graft.adapters import NETWORKS
+
+    kind = NETWORKS.get(NETWORKS.names()[number % len(NETWORKS.names())])
+    wished = {"rank": 2, "blocks": "attention", "dropout": 0.1, "module_dropout": 0.1}
+    return kind(**{k: v for k, v in wished.items() if k in kind.__dataclass_fields__})
 
 
 def train(choice: Choice, batch_size: int = 4, accumulate: int = 1, steps: int = STEPS):
     """A run of a choice on data that vary; the batch of a step may be cut into parts."""
-    from graft.adapters.lora import LoRA
     from graft.host import engine
     from graft.trainers.plan import Plan
 
@@ -155,7 +165,7 @@ def train(choice: Choice, batch_size: int = 4, accumulate: int = 1, steps: int =
             varied(classes=class_pictures() if choice.has_classes else None, class_weight=0.5),
             vae,
             clip,
-            network=LoRA(rank=2, blocks="attention"),
+            network=choice.network,
             objective=choice.objective,
             optimizer=choice.optimizer,
             plan=Plan(steps, batch_size=batch_size, accumulate=accumulate),

@@ -161,3 +161,27 @@ def test_presets_choose_attention(name, blocks):
     assert set(chosen) < set(targets(root, "all"))
     if name in ATTENTION_LAYERS:
         assert len(chosen) == ATTENTION_LAYERS[name] // (2 if blocks == "cross-attention" else 1)
+
+
+def test_b_lora_and_its_parts_are_the_layers_of_the_paper():
+    """q, k, v and out of two attentions in ten transformer blocks: 80 layers of a block, 28,180,480 numbers at rank 64.
+
+    Custom Diffusion trains two of them in each of the 70 cross-attentions.
+    """
+    from graft.adapters.attach import Attached
+    from graft.adapters.lora import LoRA
+    from graft.adapters.targets import targets
+
+    network = build("SDXL").model.diffusion_model
+    content, style, both = (
+        targets(network, f"b-lora{part}") for part in (" content", " style", "")
+    )
+    assert len(content) == len(style) == 80 and set(both) == {*content, *style}
+    assert {name.split(".")[1] for name in content} == {"0"}
+    assert all(name.endswith(("to_q", "to_k", "to_v", "to_out.0")) for name in both)
+    with torch.device("meta"):
+        attached = Attached(network, LoRA(64, blocks="b-lora"), 0, "meta")
+    assert sum(p.numel() for p in attached.parameters().values()) == 28_180_480
+    assert len(targets(network, "cross-attention kv")) == 140
+    with pytest.raises(ValueError, match="matches no layer"):
+        targets(build("SD3").model.diffusion_model, "b-lora")

@@ -24,11 +24,12 @@ def output(tmp_path, monkeypatch):
 
 
 def test_every_registered_part_is_in_a_choice(choices):
+    from graft.adapters import NETWORKS
     from graft.trainers.objectives import METRICS, NOISE, NOISINGS, WEIGHTS
     from graft.trainers.optimizers import OPTIMIZERS, SCHEDULES
 
     named = " ".join(map(str, choices)).split()
-    registries = (METRICS, NOISE, NOISINGS, WEIGHTS, OPTIMIZERS, SCHEDULES)
+    registries = (METRICS, NETWORKS, NOISE, NOISINGS, WEIGHTS, OPTIMIZERS, SCHEDULES)
     missing = {name for registry in registries for name in registry.names()} - set(named)
     assert missing == (set() if importlib.util.find_spec("bitsandbytes") else {"adamw-8bit"})
     assert {choice.family for choice in choices} == set(options.MODELS)

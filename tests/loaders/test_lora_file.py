@@ -128,8 +128,21 @@ def test_the_metadata_speak_for_the_tensors():
         "c.lora_up.weight": torch.ones(4, 3),
         "c.lora_down.weight": torch.ones(3, 4),
     }
-    assert lora_file.describe(mixed)["ss_network_dim"] == "Dynamic"
+    said = lora_file.describe(
+        mixed
+    )  # kohya's dim is that of linear layers, conv_dim that of the others
+    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("3", "3")
+    assert json.loads(said["ss_network_args"]) == {"conv_alpha": "4", "conv_dim": "2"}
     assert lora_file.ranks(mixed) == {"b": (2, 4.0), "c": (3, 3.0)}
+    mixed |= {"d.lora_up.weight": torch.ones(4, 5), "d.lora_down.weight": torch.ones(5, 4)}
+    assert lora_file.describe(mixed)["ss_network_dim"] == "Dynamic"
+
+
+def test_other_kinds_are_called_as_lycoris_calls_them():
+    for key, name in (("hada_w1_a", "loha"), ("lokr_w1", "lokr"), ("oft_blocks", "diag-oft")):
+        said = lora_file.describe({f"a.{key}": torch.ones(2, 2)})
+        assert said["ss_network_module"] == "lycoris.kohya"
+        assert json.loads(said["ss_network_args"]) == {"algo": name}
 
 
 def test_the_hash_is_that_of_the_bytes_after_the_header(tmp_path):
