@@ -14,6 +14,7 @@ from torch import nn
 
 from ..registry import unknown
 
+NONE = "none"  # a selection of its own
 PRESETS: dict[str, tuple[str, ...]] = {
     "all": ("*",),
     "attention": ("*attn*", "attention", "single_blocks.*.linear[12]"),
@@ -52,11 +53,13 @@ def kind(module: nn.Module) -> str | None:
 
 
 def targets(root: nn.Module, blocks: str) -> tuple[str, ...]:
-    """Names of the linear and convolution modules of ``root`` that ``blocks`` selects.
+    """Names of the linear and convolution modules of ``root`` that ``blocks`` selects; ``none`` selects none.
 
     Raises:
         ValueError: A part of the selection, or the whole of it, matches nothing; lists near names.
     """
+    if blocks.strip() == NONE:
+        return ()
     names = [name for name, module in root.named_modules() if kind(module)]
     chosen: set[str] = set()
     parts = [part.strip() for part in blocks.replace("\n", ",").split(",") if part.strip()]

@@ -35,6 +35,7 @@ from . import (
 )
 from .autosave import Autosave
 from .keeper import Keeper
+from .live_texts import LiveTexts, learned, live_texts
 from .picture_index import Digests
 from .preparation import Preparation
 from .previews import Previews
@@ -157,24 +158,28 @@ class _Run:
         self.previews = Previews(request, self.run, self.sink)
         self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
-        with trainee(request.model, precision=request.plan.precision) as trained:
-            data = prepared.data(trained)
+        with (
+            trainee(request.model, precision=request.plan.precision) as trained,
+            live_texts(request.clip, request.tokens, request.plan.seed, trained) as live,
+        ):
+            data = prepared.data(trained, live)
             attached = Attached(
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
             )
+            attached.tokens = live.vectors if live else None
             try:
                 self._begin(attached)
                 loop = self.loop = self._new_loop(trained, data, attached)
                 given = (_interrupt, self._tell, self._warn)
                 self.facts |= memory_plan.plan(loop, trained, *given)
                 watched = (trained, attached, request.plan, self.sink)
-                held_out = prepared.held_out_data(trained)
+                held_out = prepared.held_out_data(trained, live)
                 monitor = self.monitor = health.watch(*watched, held_out, _interrupt, loop.memory)
                 if request.optimizer.averages:
                     monitor.readings["averaged"] = loop.averaged
                 self.is_ready = True
                 loop.monitor = monitor
-                loop.after = self._after(trained, prepared.size, data)
+                loop.after = self._after(trained, prepared.size, data, live)
                 self._announce(trained, attached, prepared.facts)
                 monitor.begin(request.state, is_same_run=self.is_same_run)
                 is_whole = loop.run()
@@ -256,7 +261,11 @@ class _Run:
         return runs.wants_finish(self.run)
 
     def _after(
-        self, trained: Trainee, size: tuple[int, int], data: TrainingData
+        self,
+        trained: Trainee,
+        size: tuple[int, int],
+        data: TrainingData,
+        live: LiveTexts | None = None,
     ) -> Callable[[int], None]:
         """What happens between steps: states, previews, and a file when the user asks for one."""
 
@@ -267,7 +276,7 @@ class _Run:
                 self.keeper.save_on_request(self.loop)
             self.keeper.save_every(self.loop)
             if self.previews.is_due(step, self.loop.end):
-                self.previews.draw(step, trained, data, size, self.loop.averaged)
+                self.previews.draw(step, trained, data, size, self.loop.averaged, live)
 
         return after
 
@@ -290,7 +299,7 @@ class _Run:
         images, rows = self.previews.images, tuple(monitor.rows)
         return Outcome(
             model=model,
-            clip=request.clip,
+            clip=learned(request.clip, adapter.tensors),
             lora_model=result.lora_state_dict(adapter),
             state=self._state(),
             loss_map=health.loss_map(loop.losses, rows) | loop.record.columns(),

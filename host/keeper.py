@@ -72,6 +72,8 @@ class Keeper:
             "model": self.model,
             "pictures": len(request.dataset.items),
         }
+        if request.tokens is not None:
+            facts["tokens"] = repr(request.tokens)
         if self.start:
             facts["start"] = self.start
         if request.optimizer.ema_decay:

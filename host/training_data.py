@@ -12,6 +12,7 @@ from ..trainers.data.cache import Recent
 from ..trainers.data.order import Order
 from ..trainers.random import Draws
 from .conditioning import Conditioner, Encoded, ItemCond
+from .live_texts import LiveTexts
 
 INPUT_BYTES = (
     2**29
@@ -124,6 +125,7 @@ class TrainingData:
         texts: Encoded texts by text.
         conditioner: Makes model inputs.
         device: Where latents go.
+        live: Encodes the texts that change while they are trained.
     """
 
     def __init__(
@@ -133,11 +135,13 @@ class TrainingData:
         texts: Mapping[str, Encoded],
         conditioner: Conditioner,
         device: torch.device,
+        live: LiveTexts | None = None,
     ) -> None:
         self.buckets = [pictures.shapes[i] for i in pictures.order]
         self._pictures = pictures
         self._priors = [prior for prior in priors if prior.weight > 0]
         self._texts, self._conditioner, self._device = texts, conditioner, device
+        self._live = live
         self._inputs: Recent[ItemCond] = Recent(INPUT_BYTES)
         self._orders: dict[tuple[int, int], Order] = {}
 
@@ -228,25 +232,32 @@ class TrainingData:
         return mask.reshape(len(views), 1, *between, *shape[-2:]).to(self._device)
 
     def _cond(self, views: Sequence[View], texts: Sequence[str]) -> object:
+        live = self._live
+        now = {t: live.encode(t) for t in dict.fromkeys(texts) if live.is_live(t)} if live else {}
         return self._conditioner.batch(
-            [self._input(view, text) for view, text in zip(views, texts, strict=True)]
+            [
+                self._made(view, now[text]) if text in now else self._input(view, text)
+                for view, text in zip(views, texts, strict=True)
+            ]
         )
 
     def _input(self, view: View, text: str) -> ItemCond:
-        shape = tuple(view.latents.shape)
-        key = (text, view.size, view.original, view.crop, shape)
+        key = (text, view.size, view.original, view.crop, tuple(view.latents.shape))
         made = self._inputs.get(key)
         if made is None:
-            made = self._conditioner.per_item(
-                self._texts[text],
-                width=view.size[0],
-                height=view.size[1],
-                original=view.original,
-                crop=view.crop,
-                latent_shape=shape,
-            )
+            made = self._made(view, self._texts[text])
             self._inputs.put(key, made, made.bytes)
         return made
+
+    def _made(self, view: View, encoded: Encoded) -> ItemCond:
+        return self._conditioner.per_item(
+            encoded,
+            width=view.size[0],
+            height=view.size[1],
+            original=view.original,
+            crop=view.crop,
+            latent_shape=tuple(view.latents.shape),
+        )
 
 
 def _views(source: Source, chosen: Sequence[int], draws: Draws) -> list[View]:

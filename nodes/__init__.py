@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..host import routes
+from ..host import embeddings, routes
 
 MODULES = (
     "mini",
@@ -23,6 +23,7 @@ MODULES = (
     "reports",
     "start",
     "compare",
+    "tokens",
 )
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class GraftExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node that works on this host; one that does not is logged and left out."""
         routes.register()
+        embeddings.register()
         return node_classes()
 
 

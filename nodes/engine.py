@@ -12,6 +12,7 @@ from .schema import (
     GraftDataset,
     GraftPreviewType,
     GraftState,
+    GraftTokens,
     field,
     output,
     socket,
@@ -54,6 +55,10 @@ STARTS: dict[str, tuple[Any, str]] = {  # after all widgets
         GraftAdapter,
         "Trains this LoRA further instead of a fresh one: from Load LoRA To Train On, or the ADAPTER of a training "
         "node. The MODEL must not have it in it already.",
+    ),
+    "tokens": (
+        GraftTokens,
+        "New words that the text encoders learn together with the network; blocks none trains only these.",
     ),
 }
 

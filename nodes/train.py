@@ -143,6 +143,7 @@ class Train(io.ComfyNode):
         save_every: int = 0,
         memory_limit: int = 0,
         start_from: Any = None,
+        tokens: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(**taken(Plan, locals()))
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
@@ -152,6 +153,7 @@ class Train(io.ComfyNode):
             "optimizer": optimizer or Optimizer(),
             "validation": validation,
             "start_from": start_from,
+            "tokens": tokens,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 

@@ -9,7 +9,7 @@ of it gives the same gradient.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -59,6 +59,9 @@ class Trained(Protocol):
 
     def off(self) -> contextlib.AbstractContextManager[None]:
         """The base model inside the block."""
+
+    def settle(self, moved: Collection[str]) -> None:
+        """What has to hold after every step, for the parameters of these names that it moved."""
 
 
 class Diverged(RuntimeError):
@@ -241,7 +244,7 @@ class Loop:
             raise Diverged(
                 f"The gradient is {norm} at step {self.step + 1}. Lower the learning rate, or train in fp32."
             )
-        self.stepper.step()
+        self.stepper.step(lambda: self.network.settle(moving))
         if self.log_variance is not None:
             self.log_variance.step()
         return norm
