@@ -6,7 +6,7 @@ So the model's names stay the names we train, save and load by.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,15 +14,10 @@ from torch import nn
 
 from .base import Layer, Network
 from .targets import targets
-from .tokens import BUNDLE, TokenVectors
 
 
 class Attached:
-    """The layers of one network on one model, and what is learned beside them. ``remove()`` restores every forward.
-
-    Attributes:
-        tokens: Vectors of new words that are trained along; None where there are none.
-    """
+    """The layers of one network on one model. ``remove()`` restores every forward."""
 
     def __init__(
         self, root: nn.Module, network: Network, seed: int, device: torch.device | str = "cpu"
@@ -30,8 +25,7 @@ class Attached:
         self.network = network
         self.enabled = True
         self.layers: dict[str, Layer] = {}
-        self.tokens: TokenVectors | None = None
-        self._modules: list[nn.Module] = []
+        self._modules: dict[str, nn.Module] = {}
         for name in targets(root, network.blocks):
             digest = hashlib.blake2b(f"{seed}/adapter/{name}".encode(), digest_size=8).digest()
             generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -42,29 +36,34 @@ class Attached:
                 raise ValueError(f"{name}: {error}") from error
             self.layers[name] = layer.to(device)
         for name, layer in self.layers.items():
-            self._install(root.get_submodule(name), layer)
+            self._install(name, root.get_submodule(name), layer)
 
-    def _install(self, module: nn.Module, layer: Layer) -> None:
+    def _install(self, name: str, module: nn.Module, layer: Layer) -> None:
         if "forward" in module.__dict__:
             raise RuntimeError(
                 "Another adapter is attached to this model already; remove it first."
             )
         module.forward = _adapted(self, module.forward, layer)  # type: ignore[method-assign]
-        self._modules.append(module)
+        self._modules[name] = module
 
     def remove(self) -> None:
         """Give every module its own forward back."""
         while self._modules:
-            self._modules.pop().__dict__.pop("forward", None)
+            self._modules.popitem()[1].__dict__.pop("forward", None)
+
+    def leave(self, names: Iterable[str]) -> None:
+        """Give these modules their own forward back, and forget their layers."""
+        for name in names:
+            self._modules.pop(name).__dict__.pop("forward", None)
+            del self.layers[name]
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by ``<module>.<parameter>``, and those of new words."""
-        of_layers = {
+        """Trainable parameters by ``<module>.<parameter>``."""
+        return {
             f"{name}.{key}": value
             for name, layer in self.layers.items()
             for key, value in layer.named_parameters()
         }
-        return of_layers | (self.tokens.parameters() if self.tokens else {})
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
@@ -76,19 +75,13 @@ class Attached:
             self.enabled = before
 
     def tensors(self, prefix: str = "diffusion_model.") -> dict[str, torch.Tensor]:
-        """Copies of all that is learned under the names a file keeps, on the CPU."""
+        """Copies of all layers' tensors under the names a file keeps, on the CPU."""
         with torch.inference_mode(False), torch.no_grad():
-            of_layers = {
+            return {
                 f"{prefix}{name}.{key}": value.detach().to("cpu", copy=True)
                 for name, layer in self.layers.items()
                 for key, value in layer.tensors().items()
             }
-            return of_layers | (self.tokens.tensors() if self.tokens else {})
-
-    def settle(self, moved: Collection[str]) -> None:
-        """What has to hold after every step, for the parameters of these names that it moved."""
-        if self.tokens is not None and not self.tokens.parameters().keys().isdisjoint(moved):
-            self.tokens.settle()
 
     def take_alphas(
         self, tensors: Mapping[str, torch.Tensor], prefix: str = "diffusion_model."
@@ -105,18 +98,8 @@ class Attached:
         Raises:
             ValueError: Keys of layers that are not attached, or absent or misshapen tensors.
         """
-        words = {key: value for key, value in tensors.items() if key.startswith(BUNDLE)}
-        if self.tokens is not None:
-            self.tokens.load(words)
-        elif words:
-            raise ValueError(
-                f"The state trains new words ({min(words).removeprefix(BUNDLE)}), which the settings do not: connect "
-                "tokens."
-            )
         grouped: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self.layers}
         for key, value in tensors.items():
-            if key in words:
-                continue
             owner = next(
                 (name for name in _owners(key.removeprefix(prefix)) if name in grouped), None
             )

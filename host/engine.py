@@ -14,6 +14,7 @@ import torch
 
 from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
+from ..adapters.learned import Learned
 from ..trainers.epochs import describe
 from ..trainers.events import Ended, Started, Warned
 from ..trainers.loop import Diverged, Loop
@@ -35,7 +36,7 @@ from . import (
 )
 from .autosave import Autosave
 from .keeper import Keeper
-from .live_texts import LiveTexts, learned, live_texts
+from .live_texts import LiveTexts, live_texts, with_words
 from .picture_index import Digests
 from .preparation import Preparation
 from .previews import Previews
@@ -160,19 +161,21 @@ class _Run:
         self.facts["free memory before (GiB)"] = free_memory()
         with (
             trainee(request.model, precision=request.plan.precision) as trained,
-            live_texts(request.clip, request.tokens, request.plan.seed, trained) as live,
+            live_texts(
+                request.clip, request.text_network, request.tokens, request.plan.seed, trained
+            ) as live,
         ):
             data = prepared.data(trained, live)
             attached = Attached(
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
             )
-            attached.tokens = live.vectors if live else None
+            learned = Learned(attached, *((live.network, live.vectors) if live else ()))
             try:
-                self._begin(attached)
-                loop = self.loop = self._new_loop(trained, data, attached)
+                self._begin(learned)
+                loop = self.loop = self._new_loop(trained, data, learned)
                 given = (_interrupt, self._tell, self._warn)
                 self.facts |= memory_plan.plan(loop, trained, *given)
-                watched = (trained, attached, request.plan, self.sink)
+                watched = (trained, learned, request.plan, self.sink)
                 held_out = prepared.held_out_data(trained, live)
                 monitor = self.monitor = health.watch(*watched, held_out, _interrupt, loop.memory)
                 if request.optimizer.averages:
@@ -180,7 +183,7 @@ class _Run:
                 self.is_ready = True
                 loop.monitor = monitor
                 loop.after = self._after(trained, prepared.size, data, live)
-                self._announce(trained, attached, prepared.facts)
+                self._announce(trained, learned, prepared.facts)
                 monitor.begin(request.state, is_same_run=self.is_same_run)
                 is_whole = loop.run()
                 monitor.finish(loop.step)
@@ -188,14 +191,14 @@ class _Run:
             finally:
                 attached.remove()
 
-    def _begin(self, attached: Attached) -> None:
+    def _begin(self, learned: Learned) -> None:
         """Put what the run begins with into the layers; a state brings its own."""
         state = self.request.state
         if state is not None and state.settings == self.request.settings:
             # Those of the file that the state's run began with, if it did.
-            attached.take_alphas(state.adapter)
+            learned.take_alphas(state.adapter)
         if self.start is not None:
-            begun = self.start.begin(attached)
+            begun = self.start.begin(learned.model)
             self.begins_with, self.facts["begins with"] = begun.text, begun.text
             self.notes += begun.warnings
             self._tell(begun.text)
@@ -223,12 +226,12 @@ class _Run:
         else:
             self.notes.append(text)
 
-    def _new_loop(self, trained: Trainee, data: TrainingData, attached: Attached) -> Loop:
+    def _new_loop(self, trained: Trainee, data: TrainingData, learned: Learned) -> Loop:
         request = self.request
         loop = Loop(
             trained.denoiser,
             data,
-            attached,
+            learned,
             request.objective,
             request.optimizer,
             request.plan,
@@ -240,11 +243,11 @@ class _Run:
             loop.resume(request.state, self.end if self.is_same_run else None)
         return loop
 
-    def _announce(self, trained: Trainee, attached: Attached, facts: dict[str, Any]) -> None:
+    def _announce(self, trained: Trainee, learned: Learned, facts: dict[str, Any]) -> None:
         loop = self.loop
         self.facts |= facts | {
-            "layers": len(attached.layers),
-            "trained parameters": sum(p.numel() for p in attached.parameters().values()),
+            "layers": len(learned.layers),
+            "trained parameters": sum(p.numel() for p in learned.parameters().values()),
             "precision": str(trained.compute_dtype).removeprefix("torch."),
             "device": str(trained.device),
             "steps per epoch": loop.order.steps_per_epoch,
@@ -287,7 +290,8 @@ class _Run:
         adapter = self.keeper.adapter(loop, self.name, best)
         report, where = self.keeper.save_result(loop, adapter)
         where += self.keeper.save_raw(loop)
-        model, applied = result.apply(request.model, adapter.tensors)
+        clip = request.clip if request.text_network else None
+        model, clip, applied = result.apply_both(request.model, clip, adapter.tensors)
         report = report or applied
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
@@ -299,7 +303,7 @@ class _Run:
         images, rows = self.previews.images, tuple(monitor.rows)
         return Outcome(
             model=model,
-            clip=learned(request.clip, adapter.tensors),
+            clip=with_words(clip or request.clip, adapter.tensors),
             lora_model=result.lora_state_dict(adapter),
             state=self._state(),
             loss_map=health.loss_map(loop.losses, rows) | loop.record.columns(),

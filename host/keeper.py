@@ -74,6 +74,8 @@ class Keeper:
         }
         if request.tokens is not None:
             facts["tokens"] = repr(request.tokens)
+        if request.text_network is not None:
+            facts["text_network"] = repr(request.text_network)
         if self.start:
             facts["start"] = self.start
         if request.optimizer.ema_decay:
@@ -118,7 +120,8 @@ class Keeper:
             return None, text
         where = paths.relative_to_output(path)
         self.sink(Saved(loop.step, where))
-        return result.self_check(path, self.request.model), f"kept in output/{where}"
+        clip = self.request.clip if self.request.text_network else None
+        return result.self_check(path, self.request.model, clip), f"kept in output/{where}"
 
     def save_raw(self, loop: Loop) -> str:
         """Write the last weights beside the result, where that is their moving average.

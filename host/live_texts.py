@@ -7,30 +7,37 @@ from typing import Any
 
 import torch
 
+from ..adapters import Network
+from ..adapters.attach import Attached
 from ..adapters.tokens import BUNDLE, Tokens, TokenVectors
 from . import tokens as host_tokens
-from .conditioning import Encoded
+from .conditioning import Conditioner, Encoded
 from .text_trainee import TextTrainee, text_trainee
+from .trainee import Trainee
 
 
 class LiveTexts:
-    """Encodes what names a new word.
+    """Encodes what changes while it is trained.
 
     Args:
-        vectors: The new words as they are now.
         trained: The text encoders.
+        network: Layers that are trained on them.
+        vectors: New words as they are now.
     """
 
-    def __init__(self, vectors: TokenVectors, trained: TextTrainee) -> None:
-        self.vectors, self._trained = vectors, trained
+    def __init__(
+        self, trained: TextTrainee, network: Attached | None, vectors: TokenVectors | None
+    ) -> None:
+        self._trained, self.network, self.vectors = trained, network, vectors
 
     def is_live(self, text: str) -> bool:
-        """Whether the text names a new word."""
-        return bool(self.vectors.tokens.found(text))
+        """Whether the text names a new word, or all texts change."""
+        named = self.vectors is not None and self.vectors.tokens.found(text)
+        return self.network is not None or bool(named)
 
     def encode(self, text: str) -> Encoded:
-        """Encode a prompt as the words are now, with gradients to them where gradients are on."""
-        return self._trained.encode(text, self.vectors.vectors)
+        """Encode a prompt as encoders and words are now, with gradients to them where gradients are on."""
+        return self._trained.encode(text, self.vectors.vectors if self.vectors else {})
 
     def reload(self) -> None:
         """Load the encoders again, after something else may have evicted them."""
@@ -39,28 +46,61 @@ class LiveTexts:
 
 @contextmanager
 def live_texts(
-    clip: Any, wanted: Tokens | None, seed: int, trained: Any
+    clip: Any, network: Network | None, tokens: Tokens | None, seed: int, trained: Trainee
 ) -> Iterator[LiveTexts | None]:
-    """The new words of a run while the context lasts.
+    """What is trained of a CLIP while the context lasts.
 
     Args:
         clip: The CLIP on the wire.
-        wanted: The concepts; None where none is trained.
+        network: What is attached to its encoders; None where they stay as they are.
+        tokens: Concepts that become new words; None where there are none.
         seed: Of the run.
         trained: The MODEL's trainee, which stays loaded beside the encoders.
 
     Yields:
-        Their texts; None where no concept is trained.
+        Its texts; None where nothing of it is trained.
+
+    Raises:
+        ValueError: Nothing of the encoders can be trained so.
     """
-    if wanted is None:
+    if network is None and tokens is None:
         yield None
         return
-    tables = host_tokens.tables(clip, wanted)
+    vectors = None
+    if tokens is not None:
+        tables = host_tokens.tables(clip, tokens)
+        vectors = TokenVectors(tokens, tables, seed, trained.device)
     with text_trainee(clip, (trained.patcher,)) as texts:
-        yield LiveTexts(TokenVectors(wanted, tables, seed, trained.device), texts)
+        attached = None
+        if network is not None:
+            attached = Attached(texts.model, network, seed, texts.device)
+        made = LiveTexts(texts, attached, vectors)
+        try:
+            if attached is not None:
+                attached.leave(
+                    _unread(attached, made, Conditioner(trained.patcher, trained.device))
+                )
+            yield made
+        finally:
+            if attached is not None:
+                attached.remove()
 
 
-def learned(clip: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _unread(attached: Attached, live: LiveTexts, conditioner: Conditioner) -> list[str]:
+    """Layers that the model does not see the effect of: those after the layer that texts are taken from, say."""
+    item = conditioner.per_item(live.encode("a"), width=512, height=512)
+    seen = [c.cond.float().sum() for c in item.conds.values() if _has_history(c.cond)]
+    parameters = attached.parameters()
+    gradients = torch.autograd.grad(sum(seen), list(parameters.values()), allow_unused=True)
+    reached = [n for n, g in zip(parameters, gradients, strict=True) if g is not None]
+    return [name for name in attached.layers if not any(n.startswith(f"{name}.") for n in reached)]
+
+
+def _has_history(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad
+
+
+def with_words(clip: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     """The CLIP with the new words that ``tensors`` bundles; the same CLIP where there are none.
 
     Args:

@@ -102,7 +102,8 @@ class Preparation:
         except OSError as error:
             self._warn(f"Which pictures are known could not be kept ({error}): all are read again.")
         words = self.request.tokens
-        texts = [t for t in self._texts() if words is None or not words.found(t)]
+        kept = set(self._drawn)
+        texts = [t for t in self._texts() if words is None or t in kept or not words.found(t)]
         self.texts.prepare(texts, lambda total: self._stage("encoding captions", total))
         any_text = self.texts[texts[0]] if texts else None
         family_check(self.request.model, self.request.clip, any_text)

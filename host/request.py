@@ -44,13 +44,14 @@ class Request:
     workflow_id: str | None = None
     start_from: AdapterFile | None = None
     tokens: Tokens | None = None
+    text_network: Network | None = None
 
     @property
     def settings(self) -> str:
         """What the result depends on beside model, data, length and seed."""
         parts: tuple[Any, ...] = (self.network, self.objective, self.optimizer)
         parts += (self.plan.effective_batch,)
-        parts += () if self.tokens is None else (self.tokens,)
+        parts += tuple(part for part in (self.tokens, self.text_network) if part is not None)
         return ", ".join(map(repr, parts))
 
 
@@ -64,7 +65,7 @@ def check(request: Request) -> None:
         if getattr(request, kind) is None:
             raise ValueError(f"No {kind.upper()} is connected; training needs that of the model.")
     _check_dataset(request)
-    _check_tokens(request)
+    _check_text(request)
     request.optimizer.check(request.model.load_device)
     if request.objective.preserve > 0 and request.objective.preserve_on == INSTANCES:
         BaseText(request.dataset, request.objective, request.tokens.names if request.tokens else ())
@@ -103,14 +104,17 @@ def _check_beginning(request: Request) -> None:
         )
 
 
-def _check_tokens(request: Request) -> None:
-    """What is to be learned in words."""
-    words = request.tokens
+def _check_text(request: Request) -> None:
+    """What is to be learned of text."""
+    words, network = request.tokens, request.text_network
+    if network is not None:
+        targets(request.clip.cond_stage_model, network.blocks)
+        host_tokens.trainable(request.clip)
     if words is None:
-        if request.network.blocks.strip() == NONE:
+        if request.network.blocks.strip() == NONE and network is None:
             raise ValueError(
-                "blocks is none and no tokens are connected, so nothing would be trained: choose blocks, or connect a "
-                "Concept Token."
+                "blocks is none, and neither tokens nor text_network is connected, so nothing would be trained: choose "
+                "blocks, or connect a Concept Token."
             )
         return
     host_tokens.trainable(request.clip)

@@ -54,7 +54,7 @@ class TextTrainee:
             p.requires_grad_(False)
 
     def encode(self, text: str, vectors: Mapping[str, Mapping[str, torch.Tensor]]) -> Encoded:
-        """Encode one prompt as the CLIPTextEncode node does, with gradients to the vectors.
+        """Encode one prompt as the CLIPTextEncode node does, with gradients to what has them.
 
         Args:
             text: The prompt; brackets are weights.
@@ -63,7 +63,7 @@ class TextTrainee:
         Returns:
             Its encoding in fp32, where the encoders left it.
         """
-        bound = tokens.bind(self.clip, vectors)
+        bound = tokens.bind(self.clip, vectors) if vectors else self.clip
         given = bound.tokenize(text)
         model: Any = self.model
         model.reset_clip_options()

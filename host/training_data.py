@@ -179,7 +179,8 @@ class TrainingData:
         views = [source.view(i, 0.0) for i in chosen]
         texts = [source.text(i, 0.0) for i in chosen]
         batch = self._batch(source, chosen, views, texts, draws.of("prior"))
-        return replace(batch, weight=weight, keeps_base=True, use="prior")
+        base = self._base_cond(views, texts)
+        return replace(batch, weight=weight, keeps_base=True, use="prior", base_cond=base)
 
     def _on_instances(
         self, prior: Prior, batch: Batch, views: Sequence[View], texts: Sequence[str]
@@ -189,10 +190,11 @@ class TrainingData:
         if all(text is None for text in without):
             return
         counts = [0.0 if text is None else prior.weight for text in without]
-        cond = self._cond(views, [text or "" for text in without])
+        filled = [text or "" for text in without]
         yield replace(
             batch,
-            cond=cond,
+            cond=self._cond(views, filled),
+            base_cond=self._base_cond(views, filled),
             weight=torch.tensor(counts, device=self._device) * batch.weight,
             mask=None,
             keeps_base=True,
@@ -240,6 +242,13 @@ class TrainingData:
                 for view, text in zip(views, texts, strict=True)
             ]
         )
+
+    def _base_cond(self, views: Sequence[View], texts: Sequence[str]) -> object:
+        """As the CLIP on the wire encodes the texts; None where that is what is trained on, too."""
+        if self._live is None or not any(map(self._live.is_live, texts)):
+            return None
+        pairs = zip(views, texts, strict=True)
+        return self._conditioner.batch([self._input(view, text) for view, text in pairs])
 
     def _input(self, view: View, text: str) -> ItemCond:
         key = (text, view.size, view.original, view.crop, tuple(view.latents.shape))

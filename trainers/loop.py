@@ -219,7 +219,8 @@ class Loop:
             noised = self.objective.noised(self.denoiser, batch.latents, draws.of(batch.use))
             if batch.keeps_base:
                 with torch.no_grad(), self.network.off():
-                    base = self.denoiser(noised.x, noised.sigma, batch.cond)
+                    cond = batch.cond if batch.base_cond is None else batch.base_cond
+                    base = self.denoiser(noised.x, noised.sigma, cond)
                 noised = replace(noised, target=base.float())
             losses = self.objective.sample_loss(self.denoiser, noised, batch)
             if batch.teaches:

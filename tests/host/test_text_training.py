@@ -38,13 +38,21 @@ def tokens(**settings):
     return Tokens((Concept(**settings),), retraction)
 
 
-def train(wires, family="sdxl", words=None, **changes):
+def train(wires, family="sdxl", words=None, text_network=None, **changes):
     from graft.host import engine
 
     changes.setdefault("dataset", dataset(caption="a photo of TOK"))
+    words = words or (None if text_network else tokens())
     with torch.inference_mode():
         asked = request(wires, family, **changes)
-        return engine.train(dataclasses.replace(asked, tokens=words or tokens()))
+        asked = dataclasses.replace(asked, tokens=words, text_network=text_network)
+        return engine.train(asked)
+
+
+def text_lora(blocks="all", rank=2):
+    from graft.adapters.lora import LoRA
+
+    return LoRA(rank=rank, blocks=blocks)
 
 
 def words_of(outcome):
@@ -200,3 +208,97 @@ def test_what_cannot_be_learned_is_refused(wires, changes, message):
     words = changes.pop("words", tokens())
     with pytest.raises(ValueError, match=message), torch.inference_mode():
         engine.train(dataclasses.replace(request(wires, **changes), tokens=words))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd15"])
+def test_text_encoders_learn_where_the_model_sees_it(wires, family):
+    outcome = train(wires, family, text_network=text_lora(), blocks="none")
+    ups = {k: v for k, v in outcome.lora_model.items() if k.endswith("lora_up.weight")}
+    assert all(k.startswith("text_encoders.") for k in ups)
+    assert all(v.abs().sum() > 0 for v in ups.values())
+    trained = {k.split(".layers.")[0] + k.split(".layers.")[1][0] for k in ups if ".layers." in k}
+    clip_l = "text_encoders.clip_l.transformer.text_model.encoder"
+    if (
+        family == "sdxl"
+    ):  # CLIP L's last layer is skipped, CLIP G's is where the pooled text comes from
+        clip_g = clip_l.replace("clip_l", "clip_g")
+        assert trained == {f"{clip_l}{i}" for i in (0, 1)} | {f"{clip_g}{i}" for i in (0, 1, 2)}
+        assert any("clip_g.transformer.text_projection" in k for k in ups)
+    else:
+        assert trained == {f"{clip_l}{i}" for i in (0, 1, 2)}
+    n = len(outcome.lora_model)
+    assert f"{n} of {n} tensors applied" in outcome.report
+
+
+def test_clip_out_is_what_was_trained(wires):
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw import AdamW
+    from graft.trainers.preview import Preview
+
+    outcome = train(
+        wires,
+        words=tokens(),
+        text_network=text_lora(),
+        optimizer=Optimizer(AdamW(lr=0.01)),
+        preview=Preview(("a TOK dog",), steps=2, width=64, height=64),
+    )
+    from tests.host.test_tokens import encoded
+
+    assert not torch.equal(
+        encoded(outcome.clip, "a dog")[0], encoded(wires["clip_sdxl"], "a dog")[0]
+    )
+    from graft.host import preview
+
+    with torch.inference_mode():
+        settings = Preview(("a TOK dog",), steps=2, width=64, height=64)
+        prompts = preview.encode_prompts(outcome.clip, settings)
+        latents = preview.sampled(outcome.model, prompts, settings, wires["vae_sdxl"], (64, 64))
+        again = preview.decoded(wires["vae_sdxl"], latents[0])
+    assert (again - outcome.images).abs().max() < 1e-3
+
+
+def test_the_base_keeps_its_own_text(wires, monkeypatch):
+    """With the text of the trained encoders the base would give what the model gives, and nothing would be kept."""
+    from graft.host.training_data import TrainingData
+    from graft.trainers.objectives import Objective
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw import AdamW
+
+    def losses(preserve):
+        data = dataset(caption="a zork thing")
+        objective, optimizer = Objective(preserve=preserve), Optimizer(AdamW(lr=1e-2))
+        changes = {"objective": objective, "optimizer": optimizer, "dataset": data, "steps": 3}
+        made = train(wires, text_network=text_lora(), blocks="none", **changes)
+        return torch.tensor(made.loss_map["loss"], dtype=torch.float64)
+
+    kept, without = losses(100.0), losses(0.0)
+    assert kept[0] == pytest.approx(float(without[0]), rel=1e-6) and kept[1] > 1.001 * without[1]
+    monkeypatch.setattr(TrainingData, "_base_cond", lambda self, *args: None)
+    assert torch.allclose(losses(100.0), without, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cut", [(4, 1), (2, 2), (1, 4)])
+def test_a_text_network_can_be_cut_stopped_and_resumed(wires, tmp_path, cut):
+    from graft.host import states
+    from graft.trainers.optimizers import Optimizer
+
+    settings = {
+        "text_network": text_lora("attention"),
+        "optimizer": Optimizer(text_lr=0.001, text_stop=0.5),
+        "plan": {"total_steps": 4, "batch_size": cut[0], "accumulate": cut[1]},
+    }
+    whole = train(wires, steps=4, **settings)
+    half = train(wires, steps=2, **settings)
+    rest = train(
+        wires, steps=2, state=states.load(states.save(tmp_path, "h", half.state)), **settings
+    )
+    for key, value in whole.adapter.tensors.items():
+        assert torch.equal(value, rest.adapter.tensors[key]), key
+        if key.startswith("text_encoders."):
+            assert torch.equal(value, half.adapter.tensors[key]), "stopped at half of the plan"
+    if cut != (4, 1):
+        plan = {"plan": {"total_steps": 4, "batch_size": 4}}
+        at_once = train(wires, steps=4, **settings | plan)
+        assert torch.allclose(
+            torch.tensor(whole.loss_map["loss"]), torch.tensor(at_once.loss_map["loss"]), rtol=1e-5
+        )
