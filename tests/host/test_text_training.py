@@ -272,7 +272,8 @@ def test_the_base_keeps_its_own_text(wires, monkeypatch):
         return torch.tensor(made.loss_map["loss"], dtype=torch.float64)
 
     kept, without = losses(100.0), losses(0.0)
-    assert kept[0] == pytest.approx(float(without[0]), rel=1e-6) and kept[1] > 1.001 * without[1]
+    assert kept[0] == pytest.approx(float(without[0]), rel=1e-6)
+    assert kept[1] - without[1] > 1e-4
     monkeypatch.setattr(TrainingData, "_base_cond", lambda self, *args: None)
     assert torch.allclose(losses(100.0), without, rtol=1e-6)
 
