@@ -24,6 +24,7 @@ MODULES = (
     "start",
     "compare",
     "tokens",
+    "text_recipes",
 )
 _log = logging.getLogger(__name__)
 

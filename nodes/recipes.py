@@ -142,7 +142,6 @@ class TrainLora(io.ComfyNode):
         save_every: int = 0,
         memory_limit: int = 0,
         start_from: Any = None,
-        tokens: Any = None,
     ) -> io.NodeOutput:
         steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)
         plan = Plan(**taken(Plan, locals()))
@@ -157,7 +156,6 @@ class TrainLora(io.ComfyNode):
             "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
             "validation": validation,
             "start_from": start_from,
-            "tokens": tokens,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 

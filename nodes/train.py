@@ -16,6 +16,7 @@ from .engine import (
     LORA_NAME,
     RUN_SEED,
     STARTS,
+    TEXTS,
     check_name,
     keeping,
     outputs,
@@ -100,7 +101,7 @@ class Train(io.ComfyNode):
                     "save_every",
                     "memory_limit",
                 ),
-                *sockets(*STARTS, optional=True),
+                *sockets(*STARTS, *TEXTS, optional=True),
             ],
             outputs=outputs(),
         )
@@ -144,6 +145,7 @@ class Train(io.ComfyNode):
         memory_limit: int = 0,
         start_from: Any = None,
         tokens: Any = None,
+        text_network: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(**taken(Plan, locals()))
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
@@ -154,6 +156,7 @@ class Train(io.ComfyNode):
             "validation": validation,
             "start_from": start_from,
             "tokens": tokens,
+            "text_network": text_network,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 
