@@ -6,7 +6,7 @@ So the model's names stay the names we train, save and load by.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -64,6 +64,9 @@ class Attached:
             for name, layer in self.layers.items()
             for key, value in layer.named_parameters()
         }
+
+    def settle(self, moved: Collection[str]) -> None:
+        """Layers need nothing after a step."""
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:

@@ -140,6 +140,14 @@ class TokenVectors:
                 for key, table in tables.items()
             }
 
+    def __str__(self) -> str:
+        """``new words: TOK (2 vectors) in clip_g and clip_l``."""
+        named = [
+            f"{c.name} ({c.vectors} vector{'s' if c.vectors > 1 else ''})"
+            for c in self.tokens.concepts
+        ]
+        return f"new words: {', '.join(named)} in {' and '.join(sorted(self.std))}"
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """By ``embeddings.<concept>.<encoder>``."""
         return {

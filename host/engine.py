@@ -246,6 +246,7 @@ class _Run:
     def _announce(self, trained: Trainee, learned: Learned, facts: dict[str, Any]) -> None:
         loop = self.loop
         self.facts |= facts | {
+            **({"new words": str(learned.tokens)} if learned.tokens else {}),
             "layers": len(learned.layers),
             "trained parameters": sum(p.numel() for p in learned.parameters().values()),
             "precision": str(trained.compute_dtype).removeprefix("torch."),
@@ -325,8 +326,7 @@ class _Run:
             [
                 f"{self.name}: {self.loop.step} steps, loss {smooth[min(19, len(smooth) - 1)]:.4f} -> {smooth[-1]:.4f}",
                 f"{facts['layers']} layers, {facts['trained parameters']:,} parameters in {facts['precision']}",
-                *([self.begins_with] if self.begins_with else []),
-                *checks,
+                *filter(None, [self.begins_with, facts.get("new words"), *checks]),
                 *self.loop.memory.told,
                 f"free memory {facts['free memory before (GiB)']} -> {facts['free memory after (GiB)']} GiB",
                 where,

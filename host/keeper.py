@@ -72,10 +72,9 @@ class Keeper:
             "model": self.model,
             "pictures": len(request.dataset.items),
         }
-        if request.tokens is not None:
-            facts["tokens"] = repr(request.tokens)
-        if request.text_network is not None:
-            facts["text_network"] = repr(request.text_network)
+        for part in ("tokens", "text_network"):
+            if getattr(request, part) is not None:
+                facts[part] = repr(getattr(request, part))
         if self.start:
             facts["start"] = self.start
         if request.optimizer.ema_decay:

@@ -56,7 +56,9 @@ class Report:
 
     @property
     def text(self) -> str:
-        """``704 of 704 tensors applied, |dW| = 3.1 % of |W|``, and what was not applied and why."""
+        """``704 of 704 tensors applied, |dW| = 3.1 % of |W|``, and what was not applied and why; nothing for none."""
+        if not self.total:
+            return ""
         parts = [f"{self.applied} of {self.total} tensors applied"]
         if self.relative_change is not None:
             parts.append(f"|dW| = {100 * self.relative_change:.2g} % of |W|")

@@ -63,7 +63,12 @@ class TrainTextualInversion(io.ComfyNode):
                 field(Concept, "vectors"),
                 field(Concept, "init"),
                 number(
-                    "learning_rate", "Peak learning rate of the word.", 5e-3, max=10.0, step=1e-5
+                    "learning_rate",
+                    "Peak learning rate of the word.",
+                    5e-3,
+                    min=0.0,
+                    max=10.0,
+                    step=1e-5,
                 ),
                 choice("schedule", _SCHEDULE, SCHEDULES.names(), "constant"),
                 field(Plan, "batch_size"),
@@ -121,11 +126,9 @@ class TrainTextualInversion(io.ComfyNode):
             "network": LoRA(blocks=NONE),
             # What a word cannot change needs no preserving.
             "objective": Objective(weight=WEIGHTS.get(weight)(), preserve=0.0),
-            "optimizer": Optimizer(
-                AdamW(learning_rate), SCHEDULES.get(schedule)(), embedding_weight_decay=0.0
-            ),
+            "optimizer": _optimizer(learning_rate, schedule),
             "validation": validation,
-            "tokens": together(Concept(token.strip(), vectors, init.strip()), tokens),
+            "tokens": _together(token, vectors, init, tokens),
         }
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         return train(cls, wires, extras, **chosen, plan=Plan(**taken(Plan, locals())), name=name)
@@ -163,6 +166,7 @@ class TrainPivotal(io.ComfyNode):
                     "token_learning_rate",
                     "Peak learning rate of the word, higher than the LoRA's as a rule.",
                     3e-4,
+                    min=0.0,
                     max=10.0,
                     step=1e-5,
                 ),
@@ -243,28 +247,36 @@ class TrainPivotal(io.ComfyNode):
         steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)
         chosen = {
             "network": LoRA(rank, alpha, blocks),
-            "objective": Objective(
-                weight=WEIGHTS.get(weight)(),
-                preserve=preserve,
-                preserve_prompts=lines(preserve_prompts),
-            ),
-            "optimizer": Optimizer(
-                AdamW(learning_rate),
-                SCHEDULES.get(schedule)(),
-                embedding_lr=token_learning_rate,
-                embedding_stop=pivot,
-                embedding_weight_decay=0.0,
-            ),
+            "objective": _objective(weight, preserve, preserve_prompts),
+            "optimizer": _optimizer(learning_rate, schedule, token_learning_rate, pivot),
             "validation": validation,
             "start_from": start_from,
-            "tokens": together(Concept(token.strip(), vectors, init.strip()), tokens),
+            "tokens": _together(token, vectors, init, tokens),
         }
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
         return train(cls, wires, extras, **chosen, plan=Plan(**taken(Plan, locals())), name=name)
 
 
-def together(concept: Concept, more: Tokens | None) -> Tokens:
-    """A concept of a node, and those that are connected to it."""
+def _objective(weight: str, preserve: float, prompts: str) -> Objective:
+    return Objective(
+        weight=WEIGHTS.get(weight)(), preserve=preserve, preserve_prompts=lines(prompts)
+    )
+
+
+def _optimizer(rate: float, schedule: str, of_words: float = 0.0, stop: float = 1.0) -> Optimizer:
+    """AdamW, with the words' own rate (0 is the model's) and the fraction of the plan after which they stay."""
+    return Optimizer(
+        AdamW(rate),
+        SCHEDULES.get(schedule)(),
+        embedding_lr=of_words,
+        embedding_stop=stop,
+        embedding_weight_decay=0.0,
+    )
+
+
+def _together(name: str, vectors: int, init: str, more: Tokens | None) -> Tokens:
+    """The concept of a node, and those that are connected to it."""
+    concept = Concept(name.strip(), vectors, init.strip())
     return Tokens((*(more.concepts if more else ()), concept), more.retraction if more else 0.1)
 
 

@@ -39,10 +39,7 @@ class Data(Protocol):
         """The bucket of each picture."""
 
     def batches(self, items: Sequence[int], draws: Draws) -> Iterator[Batch]:
-        """What the slots with these pictures train on: the pictures, then what is to stay as it is.
-
-        Every choice among crops, captions and the like is one of ``draws``.
-        """
+        """What the slots with these pictures train on, then what is to stay; every choice is one of ``draws``."""
 
 
 class Trained(Protocol):
