@@ -6,7 +6,7 @@ So the model's names stay the names we train, save and load by.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class Attached:
         self.network = network
         self.enabled = True
         self.layers: dict[str, Layer] = {}
-        self._modules: list[nn.Module] = []
+        self._modules: dict[str, nn.Module] = {}
         self._source = Source()
         for name, settings in network.plan(targets(root, network.blocks)).items():
             digest = hashlib.blake2b(f"{seed}/adapter/{name}".encode(), digest_size=8).digest()
@@ -39,20 +39,26 @@ class Attached:
             layer.masks = Masks(self._source, name)
             self.layers[name] = layer.to(device)
         for name, layer in self.layers.items():
-            self._install(root.get_submodule(name), layer)
+            self._install(name, root.get_submodule(name), layer)
 
-    def _install(self, module: nn.Module, layer: Layer) -> None:
+    def _install(self, name: str, module: nn.Module, layer: Layer) -> None:
         if "forward" in module.__dict__:
             raise RuntimeError(
                 "Another adapter is attached to this model already; remove it first."
             )
         module.forward = _adapted(self, module.forward, layer)  # type: ignore[method-assign]
-        self._modules.append(module)
+        self._modules[name] = module
 
     def remove(self) -> None:
         """Give every module its own forward back."""
         while self._modules:
-            self._modules.pop().__dict__.pop("forward", None)
+            self._modules.popitem()[1].__dict__.pop("forward", None)
+
+    def leave(self, names: Iterable[str]) -> None:
+        """Give these modules their own forward back, and forget their layers."""
+        for name in names:
+            self._modules.pop(name).__dict__.pop("forward", None)
+            del self.layers[name]
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by ``<module>.<parameter>``."""
@@ -61,6 +67,9 @@ class Attached:
             for name, layer in self.layers.items()
             for key, value in layer.named_parameters()
         }
+
+    def settle(self, moved: Collection[str]) -> None:
+        """Layers need nothing after a step."""
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ MAX_PATTERN, MAX_STARS, MAX_STARS_EACH = (
     8,
     3,
 )  # more than anyone needs, and less than takes minutes
-
+NONE = "none"  # a selection of its own
 PRESETS: dict[str, tuple[str, ...]] = {
     "all": ("*",),
     "attention": ("*attn*", "attention", "single_blocks.*.linear[12]"),
@@ -65,11 +65,13 @@ def kind(module: nn.Module) -> str | None:
 
 
 def targets(root: nn.Module, blocks: str) -> tuple[str, ...]:
-    """Names of the linear and convolution modules of ``root`` that ``blocks`` selects.
+    """Names of the linear and convolution modules of ``root`` that ``blocks`` selects; ``none`` selects none.
 
     Raises:
         ValueError: A part of the selection, or the whole of it, matches nothing; lists near names.
     """
+    if blocks.strip() == NONE:
+        return ()
     names = [name for name, module in root.named_modules() if kind(module)]
     chosen: set[str] = set()
     parts = [part.strip() for part in blocks.replace("\n", ",").split(",") if part.strip()]

@@ -244,7 +244,7 @@ class Conditioner:
             latent_shape: of the item's latent without the batch ``(C, h, w)``; default: as the format says.
 
         Returns:
-            Detached inputs, on the CPU.
+            Detached inputs, on the CPU; where the text has a gradient, with it.
 
         Raises:
             ValueError: the model wants nested (audio-video) latents.
@@ -253,8 +253,9 @@ class Conditioner:
         sizes = _sizes((height, width), original or (height, width), crop)
         params = {**sizes, **encoded.extras, **self._sampler_params(shape)}
         params["cross_attn"] = encoded.text
+        is_live = _is_live(encoded)
         # Some models run text layers here, but only in inference mode, where the sampler calls this.
-        with torch.inference_mode():
+        with torch.inference_mode(not is_live):
             made = self._model.extra_conds(**params)
             conds = {k: v.process_cond(batch_size=1, area=None) for k, v in made.items()}
         if "latent_shapes" in conds:
@@ -262,6 +263,8 @@ class Conditioner:
                 f"{type(self._model).__name__} takes nested (audio-video) latents, "
                 "which cannot be trained: use a model with one latent"
             )
+        if is_live:
+            return ItemCond(conds)
         with torch.inference_mode(False), torch.no_grad():
             return ItemCond({k: v._copy_with(_own(v.cond)) for k, v in conds.items()})
 
@@ -278,13 +281,12 @@ class Conditioner:
 
         left = list(range(len(items)))
         groups = []
-        with torch.no_grad():
-            while left:
-                first = items[left[0]].conds
-                same = tuple(i for i in left if cond_equal_size(items[i].conds, first))
-                left = [i for i in left if i not in same]
-                inputs = cond_cat([items[i].conds for i in same])
-                groups.append((same, {k: _to(v, self._device) for k, v in inputs.items()}))
+        while left:
+            first = items[left[0]].conds
+            same = tuple(i for i in left if cond_equal_size(items[i].conds, first))
+            left = [i for i in left if i not in same]
+            inputs = cond_cat([items[i].conds for i in same])
+            groups.append((same, {k: _to(v, self._device) for k, v in inputs.items()}))
         return Batch(tuple(groups))
 
     def _sampler_params(self, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -318,6 +320,11 @@ def _sizes(
         "target_width": target[1],
         "target_height": target[0],
     }
+
+
+def _is_live(encoded: Encoded) -> bool:
+    values = (encoded.text, *encoded.extras.values())
+    return any(isinstance(v, torch.Tensor) and v.requires_grad for v in values)
 
 
 def _own(value: Any) -> Any:

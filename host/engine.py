@@ -14,6 +14,7 @@ import torch
 
 from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
+from ..adapters.learned import Learned
 from ..trainers.epochs import describe
 from ..trainers.events import Ended, Started, Warned
 from ..trainers.loop import Diverged, Loop
@@ -35,6 +36,7 @@ from . import (
 )
 from .autosave import Autosave
 from .keeper import Keeper
+from .live_texts import live_texts, with_words
 from .picture_index import Digests
 from .preparation import Preparation
 from .previews import Previews
@@ -158,43 +160,51 @@ class _Run:
         self.previews = Previews(request, self.run, self.sink)
         self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
-        with trainee(request.model, precision=request.plan.precision) as trained:
-            data = prepared.data(trained)
+        with (
+            trainee(request.model, precision=request.plan.precision) as trained,
+            live_texts(
+                request.clip, request.text_network, request.tokens, request.plan.seed, trained
+            ) as live,
+        ):
+            data = prepared.data(trained, live)
             attached = Attached(
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
             )
+            learned = Learned(attached, *((live.network, live.vectors) if live else ()))
             try:
-                self._begin(attached)
-                loop = self.loop = self._new_loop(trained, data, attached)
+                self._begin(learned)
+                loop = self.loop = self._new_loop(trained, data, learned)
                 given = (_interrupt, self._tell, self._warn)
                 self.facts |= memory_plan.plan(loop, trained, *given)
-                watched = (trained, attached, request.plan, self.sink)
-                held_out = prepared.held_out_data(trained)
+                watched = (trained, learned, request.plan, self.sink)
+                held_out = prepared.held_out_data(trained, live)
                 monitor = self.monitor = health.watch(*watched, held_out, _interrupt, loop.memory)
                 if request.optimizer.averages:
                     monitor.readings["averaged"] = loop.averaged
                 self.is_ready = True
                 loop.monitor = monitor
-                loop.after = self._after(trained, prepared.size, data)
-                self._announce(trained, attached, prepared.facts)
+                draw = self._drawing(trained, data, prepared.size, live)
+                loop.after = self._after(draw)
+                self._announce(trained, learned, prepared.facts)
                 monitor.begin(request.state, is_same_run=self.is_same_run)
-                if loop.step == loop.end and self.previews.is_due(loop.step, loop.end):
-                    # Cut off after its last step: the last pictures are an output.
-                    self.previews.draw(loop.step, trained, data, prepared.size, loop.averaged)
+                if (
+                    loop.step == loop.end
+                ):  # cut off after its last step: the last pictures are an output
+                    draw(loop.step)
                 is_whole = loop.run()
                 monitor.finish(loop.step)
                 return is_whole
             finally:
                 attached.remove()
 
-    def _begin(self, attached: Attached) -> None:
+    def _begin(self, learned: Learned) -> None:
         """Put what the run begins with into the layers; a state brings its own."""
         state = self.request.state
         if state is not None and state.settings == self.request.settings:
             # Those of the file that the state's run began with, if it did.
-            attached.take_alphas(state.adapter)
+            learned.take_alphas(state.adapter)
         if self.start is not None:
-            begun = self.start.begin(attached)
+            begun = self.start.begin(learned.model)
             self.begins_with, self.facts["begins with"] = begun.text, begun.text
             self.notes += begun.warnings
             self._tell(begun.text)
@@ -222,12 +232,12 @@ class _Run:
         else:
             self.notes.append(text)
 
-    def _new_loop(self, trained: Trainee, data: TrainingData, attached: Attached) -> Loop:
+    def _new_loop(self, trained: Trainee, data: TrainingData, learned: Learned) -> Loop:
         request = self.request
         loop = Loop(
             trained.denoiser,
             data,
-            attached,
+            learned,
             request.objective,
             request.optimizer,
             request.plan,
@@ -239,11 +249,12 @@ class _Run:
             loop.resume(request.state, self.end if self.is_same_run else None)
         return loop
 
-    def _announce(self, trained: Trainee, attached: Attached, facts: dict[str, Any]) -> None:
+    def _announce(self, trained: Trainee, learned: Learned, facts: dict[str, Any]) -> None:
         loop = self.loop
         self.facts |= facts | {
-            "layers": len(attached.layers),
-            "trained parameters": sum(p.numel() for p in attached.parameters().values()),
+            **({"new words": str(learned.tokens)} if learned.tokens else {}),
+            "layers": len(learned.layers),
+            "trained parameters": sum(p.numel() for p in learned.parameters().values()),
             "precision": str(trained.compute_dtype).removeprefix("torch."),
             "device": str(trained.device),
             "steps per epoch": loop.order.steps_per_epoch,
@@ -259,9 +270,16 @@ class _Run:
         _interrupt()
         return runs.wants_finish(self.run)
 
-    def _after(
-        self, trained: Trainee, size: tuple[int, int], data: TrainingData
-    ) -> Callable[[int], None]:
+    def _drawing(self, *given: Any) -> Callable[[int], None]:
+        """What draws the preview that is due after a step."""
+
+        def draw(step: int) -> None:
+            if self.previews.is_due(step, self.loop.end):
+                self.previews.draw(step, self.loop.averaged, *given)
+
+        return draw
+
+    def _after(self, draw: Callable[[int], None]) -> Callable[[int], None]:
         """What happens between steps: states, previews, and a file when the user asks for one."""
 
         def after(step: int) -> None:
@@ -270,8 +288,7 @@ class _Run:
             if runs.wants_save(self.run):
                 self.keeper.save_on_request(self.loop)
             self.keeper.save_every(self.loop)
-            if self.previews.is_due(step, self.loop.end):
-                self.previews.draw(step, trained, data, size, self.loop.averaged)
+            draw(step)
 
         return after
 
@@ -283,7 +300,8 @@ class _Run:
         report, where = self.keeper.save_result(loop, adapter)
         self.is_kept = report is not None
         where += self.keeper.save_raw(loop)
-        model, applied = result.apply(request.model, adapter.tensors)
+        clip = request.clip if request.text_network else None
+        model, clip, applied = result.apply_both(request.model, clip, adapter.tensors)
         report = report or applied
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
@@ -295,7 +313,7 @@ class _Run:
         images, rows = self.previews.images, tuple(monitor.rows)
         return Outcome(
             model=model,
-            clip=request.clip,
+            clip=with_words(clip or request.clip, adapter.tensors),
             lora_model=result.lora_state_dict(adapter),
             state=self._state(),
             loss_map=health.loss_map(loop.losses, rows) | loop.record.columns(),
@@ -317,8 +335,7 @@ class _Run:
             [
                 f"{self.name}: {self.loop.step} steps, loss {smooth[min(19, len(smooth) - 1)]:.4f} -> {smooth[-1]:.4f}",
                 f"{facts['layers']} layers, {facts['trained parameters']:,} parameters in {facts['precision']}",
-                *([self.begins_with] if self.begins_with else []),
-                *checks,
+                *filter(None, [self.begins_with, facts.get("new words"), *checks]),
                 *self.loop.memory.told,
                 f"free memory {facts['free memory before (GiB)']} -> {facts['free memory after (GiB)']} GiB",
                 where,

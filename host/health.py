@@ -4,8 +4,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..adapters.attach import Attached
 from ..adapters.change import Measure
+from ..adapters.learned import Learned
 from ..trainers.data import Dataset, Item
 from ..trainers.events import Sink
 from ..trainers.loop import Loop
@@ -46,7 +46,7 @@ def notes(
 
 def watch(
     trained: Trainee,
-    attached: Attached,
+    learned: Learned,
     plan: Plan,
     sink: Sink,
     held_out: TrainingData | None,
@@ -57,19 +57,19 @@ def watch(
 
     Args:
         trained: The trainee.
-        attached: What is trained on it.
+        learned: What is trained on it.
         plan: How often to look, and when to end.
         sink: Hears of validations and warnings.
         held_out: The validation pictures, if there are any.
         poll: Called before every forward pass; raises to interrupt.
         memory: How large a forward pass may be.
     """
-    layers, validator = list(attached.layers.values()), None
+    layers, validator = list(learned.layers.values()), None
     if held_out is not None:
         given = (plan.seed, plan.batch_size, poll, layers)
         validator = Validator(trained.denoiser, held_out, *given, memory)
-    measure = Measure(trained.diffusion_model, attached.layers)
-    monitor = Monitor(attached.tensors, plan, sink, validator, measure)
+    measure = Measure(trained.diffusion_model, learned.model.layers)
+    monitor = Monitor(learned.tensors, plan, sink, validator, measure)
     if memory is not None:
         memory.changed = monitor.slower
     return monitor

@@ -76,6 +76,9 @@ class Keeper:
             "pictures": len(request.dataset.items),
         }
         facts |= stock_form.facts(tensors)
+        for part in ("tokens", "text_network"):
+            if getattr(request, part) is not None:
+                facts[part] = repr(getattr(request, part))
         if self.start:
             facts["start"] = self.start
         if request.optimizer.ema_decay:
@@ -136,7 +139,8 @@ class Keeper:
             text = f"{text}, as its own folder could not be used: {failed[0]}"
             self.sink(Warned(f"The LoRA is {text}."))
         try:
-            return result.self_check(path, self.request.model), text
+            clip = self.request.clip if self.request.text_network else None
+            return result.self_check(path, self.request.model, clip), text
         except (OSError, ValueError) as error:
             text = f"{text}, but NOT as it should be ({error}): save it with Save LoRA, too"
             self.sink(Warned(f"The LoRA is {text}."))

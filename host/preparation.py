@@ -12,6 +12,7 @@ from ..trainers.data.cache import Cache
 from ..trainers.objectives import INSTANCES
 from . import identity, paths, preview
 from .conditioning import Conditioner, family_check
+from .live_texts import LiveTexts
 from .picture_index import Digests
 from .pictures import EncodedPictures
 from .priors import BaseText, PriorPictures, prior_list, prior_prompts
@@ -64,7 +65,9 @@ class Preparation:
         self._drawn = self._prior_texts()
         base = (identity.model_digest(request.model), identity.clip_digest(request.clip))
         self._prior_pictures = PriorPictures(Cache(folder / "priors", warn), *base)
-        self._base_text = BaseText(dataset, request.objective) if self._on_instances else None
+        self._base_text = None
+        if self._on_instances:
+            self._base_text = BaseText(dataset, request.objective, self._words)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -98,15 +101,19 @@ class Preparation:
             self._digests.save()
         except OSError as error:
             self._warn(f"Which pictures are known could not be kept ({error}): all are read again.")
-        texts = self._texts()
+        words = self.request.tokens
+        kept = set(self._drawn)
+        texts = [t for t in self._texts() if words is None or t in kept or not words.found(t)]
         self.texts.prepare(texts, lambda total: self._stage("encoding captions", total))
-        family_check(self.request.model, self.request.clip, self.texts[texts[0]])
+        any_text = self.texts[texts[0]] if texts else None
+        family_check(self.request.model, self.request.clip, any_text)
 
-    def data(self, trained: Trainee) -> TrainingData:
+    def data(self, trained: Trainee, live: LiveTexts | None = None) -> TrainingData:
         """What the loop trains on.
 
         Args:
             trained: The trainee, without an adapter.
+            live: Encodes the texts that change while they are trained.
         """
         request, dataset = self.request, self.request.dataset
         preserve = request.objective.preserve
@@ -124,18 +131,19 @@ class Preparation:
         if self._base_text is not None:
             priors.append(Prior(preserve, base_text=self._base_text))
         conditioner = Conditioner(trained.patcher, trained.device)
-        return TrainingData(self.pictures, priors, self.texts, conditioner, trained.device)
+        return TrainingData(self.pictures, priors, self.texts, conditioner, trained.device, live)
 
-    def held_out_data(self, trained: Trainee) -> TrainingData | None:
+    def held_out_data(self, trained: Trainee, live: LiveTexts | None = None) -> TrainingData | None:
         """What a validation looks at, without priors; None without validation pictures.
 
         Args:
             trained: The trainee.
+            live: Encodes the texts that change while they are trained.
         """
         if self.held_out is None:
             return None
         conditioner = Conditioner(trained.patcher, trained.device)
-        return TrainingData(self.held_out, [], self.texts, conditioner, trained.device)
+        return TrainingData(self.held_out, [], self.texts, conditioner, trained.device, live)
 
     def _note(self) -> None:
         """Say what of the data is hardly meant so."""
@@ -147,6 +155,10 @@ class Preparation:
                 self._warn(f"Class images: {text}")
 
     @property
+    def _words(self) -> tuple[str, ...]:
+        return self.request.tokens.names if self.request.tokens else ()
+
+    @property
     def _on_instances(self) -> bool:
         objective = self.request.objective
         return objective.preserve > 0 and objective.preserve_on == INSTANCES
@@ -155,7 +167,7 @@ class Preparation:
         objective, dataset = self.request.objective, self.request.dataset
         if objective.preserve == 0 or self._on_instances:
             return ()
-        priors = prior_prompts(dataset, objective.preserve_prompts)
+        priors = prior_prompts(dataset, objective.preserve_prompts, self._words)
         trained = [text for text in objective.preserve_prompts if text and text not in priors]
         if trained:
             self._warn(

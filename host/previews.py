@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from ..trainers.events import Sample, Sink, Warned
+from ..trainers.preview import Preview
 from . import comparison, picture_rows, preview
+from .live_texts import LiveTexts
 from .request import Request
 from .stopping import is_interrupt
 from .trainee import Trainee
@@ -45,19 +47,21 @@ class Previews:
     def draw(
         self,
         step: int,
+        averaged: Callable[[], AbstractContextManager[None]],
         trained: Trainee,
         data: TrainingData,
         size: tuple[int, int],
-        averaged: Callable[[], AbstractContextManager[None]],
+        live: LiveTexts | None = None,
     ) -> None:
         """Draw after ``step``.
 
         Args:
             step: Steps done.
+            averaged: The weights of MODEL out are in place inside of it.
             trained: The trainee with its adapters.
             data: What it is trained on, for the rows of training pictures.
             size: Width and height in pixels where the settings have 0.
-            averaged: The weights of MODEL out are in place inside of it.
+            live: Encodes the prompts that name what is trained.
 
         Raises:
             TraineeLost: The trainee is not as it was.
@@ -68,8 +72,9 @@ class Previews:
         given = {"size": size, "sampler": request.sampler, "sigmas": request.sigmas}
         try:
             with averaged():
-                images = preview.sample(trained, self._prompts, settings, request.vae, **given)
-                self._shown = comparison.Shown(step, self._prompts, settings, given, images[0])
+                prompts = _now(self._prompts, settings, live)
+                images = preview.sample(trained, prompts, settings, request.vae, **given)
+                self._shown = comparison.Shown(step, prompts, settings, given, images[0])
                 if settings.rows == "all":
                     rows = picture_rows.rows(trained, data, request.vae, request.plan.seed)
                     images = picture_rows.sheet(rows, picture_rows.levels(trained.denoiser), images)
@@ -81,6 +86,8 @@ class Previews:
             _log.exception("The preview after step %d failed", step)
             text = f"The preview after step {step} failed ({error}); training goes on."
             self._sink(Warned(text))
+        if live is not None:
+            live.reload()
 
     def _save(self, step: int, images: torch.Tensor) -> None:
         try:
@@ -105,3 +112,17 @@ class Previews:
             self._sink(Warned(text))
             return []
         return [f"MODEL out gives the last preview's first picture within {off:.1g} of its range"]
+
+
+def _now(prompts: preview.Prompts, settings: Preview, live: LiveTexts | None) -> preview.Prompts:
+    """The prompts, those that name what is trained encoded as it is now."""
+    if live is None:
+        return prompts
+
+    def now(text: str, encoded: list[Any]) -> list[Any]:
+        return live.encode(text).conditioning() if live.is_live(text) else encoded
+
+    with torch.no_grad():
+        pairs = zip(settings.prompts, prompts.positive, strict=True)
+        positive = tuple(now(*pair) for pair in pairs)
+        return preview.Prompts(positive, now(settings.negative, prompts.negative))

@@ -28,17 +28,20 @@ LEAST, MOST = 8, 48  # pictures
 EMPTY_EVERY = 8  # guidance compares with the empty prompt, so that has to stay as it was, too
 
 
-def prior_prompts(dataset: Dataset, given: Sequence[str]) -> tuple[str, ...]:
+def prior_prompts(
+    dataset: Dataset, given: Sequence[str], words: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Texts on which the model shall stay as it is: the empty one among them, but none that is trained.
 
     Args:
         dataset: Its captions without the trigger, where nothing is given.
         given: The user's own prompts.
+        words: New words, which are taken out as triggers are.
     """
     captions = _texts(dataset)
     wanted = list(given)
     if not given:
-        word = _triggers(dataset)
+        word = _triggers(dataset, words)
         found = (text for text in captions if word.search(text))
         wanted = [" ".join(word.sub(" ", text).split()) for text in found]
     # A prior that is a caption too would pull against what is learned.
@@ -51,14 +54,15 @@ class BaseText:
     Args:
         dataset: Its triggers, and its texts: one of those would pull against what is learned.
         objective: The class word that takes the trigger's place.
+        words: New words, which are taken out as triggers are.
 
     Raises:
         ValueError: No text of the dataset has such a text.
     """
 
-    def __init__(self, dataset: Dataset, objective: Objective) -> None:
+    def __init__(self, dataset: Dataset, objective: Objective, words: Sequence[str] = ()) -> None:
         self._texts = _texts(dataset)
-        self._word = _triggers(dataset)
+        self._word = _triggers(dataset, words)
         self._class = objective.class_word.strip()
         if all(self(text) is None for text in self._texts):
             triggers = ", ".join(dataset.triggers)
@@ -83,9 +87,9 @@ def _texts(dataset: Dataset) -> dict[str, None]:
     return dict.fromkeys(texts[k] for k in range(most) for texts in every if k < len(texts))
 
 
-def _triggers(dataset: Dataset) -> re.Pattern[str]:
-    """Finds the triggers in prompts, whose brackets have a backslash."""
-    return trigger_pattern([*dataset.triggers, *map(literal, dataset.triggers)])
+def _triggers(dataset: Dataset, words: Sequence[str]) -> re.Pattern[str]:
+    """Finds the triggers and new words in prompts, whose brackets have a backslash."""
+    return trigger_pattern([*dataset.triggers, *map(literal, dataset.triggers), *words])
 
 
 def prior_list(prompts: Sequence[str]) -> tuple[str, ...]:

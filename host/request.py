@@ -6,7 +6,8 @@ from typing import Any
 
 from ..adapters import NETWORKS, Network
 from ..adapters.file import AdapterFile
-from ..adapters.targets import targets
+from ..adapters.targets import NONE, targets
+from ..adapters.tokens import Tokens
 from ..trainers.data import Dataset
 from ..trainers.objectives import INSTANCES, Objective
 from ..trainers.objectives.check import check as check_objective
@@ -15,7 +16,9 @@ from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
 from . import autoencoder, preview, sampling
+from . import tokens as host_tokens
 from .priors import BaseText
+from .texts import prompts
 from .trainee import refuse_untrainable
 
 
@@ -40,11 +43,15 @@ class Request:
     node_id: str | None = None
     workflow_id: str | None = None
     start_from: AdapterFile | None = None
+    tokens: Tokens | None = None
+    text_network: Network | None = None
 
     @property
     def settings(self) -> str:
         """What the result depends on beside model, data, length and seed."""
-        parts = (self.network, self.objective, self.optimizer, self.plan.effective_batch)
+        parts: tuple[Any, ...] = (self.network, self.objective, self.optimizer)
+        parts += (self.plan.effective_batch,)
+        parts += tuple(part for part in (self.tokens, self.text_network) if part is not None)
         return ", ".join(map(repr, parts))
 
 
@@ -58,9 +65,10 @@ def check(request: Request) -> None:
         if getattr(request, kind) is None:
             raise ValueError(f"No {kind.upper()} is connected; training needs that of the model.")
     _check_dataset(request)
+    _check_text(request)
     request.optimizer.check(request.model.load_device)
     if request.objective.preserve > 0 and request.objective.preserve_on == INSTANCES:
-        BaseText(request.dataset, request.objective)
+        BaseText(request.dataset, request.objective, request.tokens.names if request.tokens else ())
     if request.plan.patience and request.validation is None:
         raise ValueError(
             f"patience is {request.plan.patience} but nothing is connected to validation: connect pictures that are "
@@ -93,6 +101,35 @@ def _check_beginning(request: Request) -> None:
             f"Both state (after step {request.state.step}) and start_from ('{request.start_from.name}') are connected, "
             "and a training can begin with one of them only: disconnect start_from to go on with the state and its "
             "optimizer, or state to train the LoRA further from step 0."
+        )
+
+
+def _check_text(request: Request) -> None:
+    """What is to be learned of text."""
+    words, network = request.tokens, request.text_network
+    if network is not None:
+        targets(request.clip.cond_stage_model, network.blocks)
+        host_tokens.trainable(request.clip)
+    if words is None:
+        if request.network.blocks.strip() == NONE and network is None:
+            raise ValueError(
+                "blocks is none, and neither tokens nor text_network is connected, so nothing would be trained: choose "
+                "blocks, or connect a Concept Token."
+            )
+        return
+    host_tokens.trainable(request.clip)
+    texts = {t for i in range(len(request.dataset)) for t in prompts(request.dataset, i)}
+    named = {name for text in texts for name in words.found(text)}
+    absent = [name for name in words.names if name not in named]
+    if absent:
+        raise ValueError(
+            f"No caption of the dataset names {', '.join(absent)}, so that it would learn nothing; a caption reads: "
+            f"{min(texts)[:80]!r}. Set trigger to {absent[0]} in the dataset, or write it into the captions."
+        )
+    if words.retraction and getattr(request.optimizer.algorithm, "averages", False):
+        raise ValueError(
+            f"retraction is {words.retraction:g}, and the optimizer averages by itself, which would undo it: set "
+            "retraction to 0, or choose adamw."
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..adapters.file import AdapterFile
+from ..adapters.tokens import BUNDLE
 from ..loaders import lora_file
 from . import fitting_shapes, paths
 
@@ -55,7 +56,9 @@ class Report:
 
     @property
     def text(self) -> str:
-        """``704 of 704 tensors applied, |dW| = 3.1 % of |W|``, and what was not applied and why."""
+        """``704 of 704 tensors applied, |dW| = 3.1 % of |W|``, and what was not applied and why; nothing for none."""
+        if not self.total:
+            return ""
         parts = [f"{self.applied} of {self.total} tensors applied"]
         if self.relative_change is not None:
             parts.append(f"|dW| = {100 * self.relative_change:.2g} % of |W|")
@@ -75,16 +78,22 @@ def lora_state_dict(source: Any) -> dict[str, torch.Tensor]:
             generic names, ``diffusion_model.<module>.lora_up.weight`` and so on.
 
     Returns:
-        Tensors by the same names, none of them an inference tensor.
+        Tensors by the same names, none of them an inference tensor, without those of new words.
     """
     tensors = source if isinstance(source, Mapping) else source.tensors
     if callable(tensors):
         tensors = tensors()
+    tensors = of_model(tensors)
     with torch.inference_mode(False), torch.no_grad():
         return {
             key: tensor.detach().to("cpu", copy=True).contiguous()
             for key, tensor in sorted(tensors.items())
         }
+
+
+def of_model(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of an adapter's tensors that are the model's, and not a new word's."""
+    return {key: value for key, value in tensors.items() if not key.startswith(BUNDLE)}
 
 
 def apply(model: Any, lora: Mapping[str, torch.Tensor]) -> tuple[Any, Report]:
@@ -118,6 +127,9 @@ def apply_both(model: Any, clip: Any, lora: Mapping[str, torch.Tensor]) -> tuple
     Raises:
         ValueError: Not one tensor fits.
     """
+    lora, given = of_model(lora), lora
+    if given and not lora:  # new words only
+        return model.clone(), clip and clip.clone(), Report(0, 0)
     with torch.inference_mode(False), torch.no_grad():
         record, key_map, loaded = _load(lora, model, clip)
         weights = model.model.state_dict()
@@ -252,7 +264,8 @@ def save_lora(
             metadata["prompt"] = json.dumps(prompt)
         for key, value in (extra_pnginfo or {}).items():
             metadata[key] = json.dumps(value)
-    tensors = lora_state_dict(adapter)
+    with torch.inference_mode(False), torch.no_grad():
+        tensors = {k: t.detach().cpu().contiguous() for k, t in adapter.tensors.items()}
     saved = paths.write_once(
         path.parent,
         path.name.removesuffix(".safetensors"),

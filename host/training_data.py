@@ -12,6 +12,7 @@ from ..trainers.data.cache import Recent
 from ..trainers.data.order import Order
 from ..trainers.random import Draws
 from .conditioning import Conditioner, Encoded, ItemCond
+from .live_texts import LiveTexts
 
 INPUT_BYTES = (
     2**29
@@ -124,6 +125,7 @@ class TrainingData:
         texts: Encoded texts by text.
         conditioner: Makes model inputs.
         device: Where latents go.
+        live: Encodes the texts that change while they are trained.
     """
 
     def __init__(
@@ -133,11 +135,13 @@ class TrainingData:
         texts: Mapping[str, Encoded],
         conditioner: Conditioner,
         device: torch.device,
+        live: LiveTexts | None = None,
     ) -> None:
         self.buckets = [pictures.shapes[i] for i in pictures.order]
         self._pictures = pictures
         self._priors = [prior for prior in priors if prior.weight > 0]
         self._texts, self._conditioner, self._device = texts, conditioner, device
+        self._live = live
         self._inputs: Recent[ItemCond] = Recent(INPUT_BYTES)
         self._orders: dict[tuple[int, int], Order] = {}
 
@@ -175,7 +179,8 @@ class TrainingData:
         views = [source.view(i, 0.0) for i in chosen]
         texts = [source.text(i, 0.0) for i in chosen]
         batch = self._batch(source, chosen, views, texts, draws.of("prior"))
-        return replace(batch, weight=weight, keeps_base=True, use="prior")
+        base = self._base_cond(views, texts)
+        return replace(batch, weight=weight, keeps_base=True, use="prior", base_cond=base)
 
     def _on_instances(
         self, prior: Prior, batch: Batch, views: Sequence[View], texts: Sequence[str]
@@ -185,10 +190,11 @@ class TrainingData:
         if all(text is None for text in without):
             return
         counts = [0.0 if text is None else prior.weight for text in without]
-        cond = self._cond(views, [text or "" for text in without])
+        filled = [text or "" for text in without]
         yield replace(
             batch,
-            cond=cond,
+            cond=self._cond(views, filled),
+            base_cond=self._base_cond(views, filled),
             weight=torch.tensor(counts, device=self._device) * batch.weight,
             mask=None,
             keeps_base=True,
@@ -228,25 +234,39 @@ class TrainingData:
         return mask.reshape(len(views), 1, *between, *shape[-2:]).to(self._device)
 
     def _cond(self, views: Sequence[View], texts: Sequence[str]) -> object:
+        live = self._live
+        now = {t: live.encode(t) for t in dict.fromkeys(texts) if live.is_live(t)} if live else {}
         return self._conditioner.batch(
-            [self._input(view, text) for view, text in zip(views, texts, strict=True)]
+            [
+                self._made(view, now[text]) if text in now else self._input(view, text)
+                for view, text in zip(views, texts, strict=True)
+            ]
         )
 
+    def _base_cond(self, views: Sequence[View], texts: Sequence[str]) -> object:
+        """As the CLIP on the wire encodes the texts; None where that is what is trained on, too."""
+        if self._live is None or not any(map(self._live.is_live, texts)):
+            return None
+        pairs = zip(views, texts, strict=True)
+        return self._conditioner.batch([self._input(view, text) for view, text in pairs])
+
     def _input(self, view: View, text: str) -> ItemCond:
-        shape = tuple(view.latents.shape)
-        key = (text, view.size, view.original, view.crop, shape)
+        key = (text, view.size, view.original, view.crop, tuple(view.latents.shape))
         made = self._inputs.get(key)
         if made is None:
-            made = self._conditioner.per_item(
-                self._texts[text],
-                width=view.size[0],
-                height=view.size[1],
-                original=view.original,
-                crop=view.crop,
-                latent_shape=shape,
-            )
+            made = self._made(view, self._texts[text])
             self._inputs.put(key, made, made.bytes)
         return made
+
+    def _made(self, view: View, encoded: Encoded) -> ItemCond:
+        return self._conditioner.per_item(
+            encoded,
+            width=view.size[0],
+            height=view.size[1],
+            original=view.original,
+            crop=view.crop,
+            latent_shape=tuple(view.latents.shape),
+        )
 
 
 def _views(source: Source, chosen: Sequence[int], draws: Draws) -> list[View]:

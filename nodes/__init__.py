@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..host import plain_log, routes
+from ..host import embeddings, plain_log, routes
 from .guard import guarded
 
 MODULES = (
@@ -24,6 +24,8 @@ MODULES = (
     "reports",
     "start",
     "compare",
+    "tokens",
+    "text_recipes",
 )
 _log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class GraftExtension(ComfyExtension):
         """Every node that works on this host; one that does not is logged and left out."""
         plain_log.install()
         routes.register()
+        embeddings.register()
         return node_classes()
 
 

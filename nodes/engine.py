@@ -10,8 +10,10 @@ from ..trainers.plan import Plan
 from .schema import (
     GraftAdapter,
     GraftDataset,
+    GraftNetworkType,
     GraftPreviewType,
     GraftState,
+    GraftTokens,
     field,
     output,
     socket,
@@ -56,6 +58,17 @@ STARTS: dict[str, tuple[Any, str]] = {  # after all widgets
         "node. The MODEL must not have it in it already.",
     ),
 }
+TEXTS: dict[str, tuple[Any, str]] = {  # after those
+    "tokens": (
+        GraftTokens,
+        "New words that the text encoders learn, from Concept Token. With blocks none, only these are trained.",
+    ),
+    "text_network": (
+        GraftNetworkType,
+        "What is trained of the text encoders, from Network; blocks are theirs, attention or all. Without it they stay "
+        "as they are. The Optimizer has a rate of its own for them, text_lr.",
+    ),
+}
 
 
 def outputs() -> list[Any]:
@@ -84,8 +97,8 @@ def outputs() -> list[Any]:
 
 
 def sockets(*names: str, optional: bool = False) -> list[Any]:
-    """Sockets of ``WIRES``, ``EXTRAS``, ``LATER`` and ``STARTS``, in the order of ``names``."""
-    known = WIRES | EXTRAS | LATER | STARTS
+    """Sockets of ``WIRES``, ``EXTRAS``, ``LATER``, ``STARTS`` and ``TEXTS``, in the order of ``names``."""
+    known = WIRES | EXTRAS | LATER | STARTS | TEXTS
     return [socket(known[n][0], n, known[n][1], optional=optional) for n in names]
 
 

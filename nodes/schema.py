@@ -14,6 +14,7 @@ GraftObjectiveType = io.Custom("GRAFT_OBJECTIVE")
 GraftOptimizerType = io.Custom("GRAFT_OPTIMIZER")
 GraftPreviewType = io.Custom("GRAFT_PREVIEW")
 GraftState = io.Custom("GRAFT_STATE")
+GraftTokens = io.Custom("GRAFT_TOKENS")
 GraftAdapter = io.Custom("GRAFT_ADAPTER")
 
 # The browser takes 2048 for a number without a maximum.

@@ -16,6 +16,7 @@ from .engine import (
     LORA_NAME,
     RUN_SEED,
     STARTS,
+    TEXTS,
     check_name,
     keeping,
     outputs,
@@ -100,7 +101,7 @@ class Train(io.ComfyNode):
                     "save_every",
                     "memory_limit",
                 ),
-                *sockets(*STARTS, optional=True),
+                *sockets(*STARTS, *TEXTS, optional=True),
             ],
             outputs=outputs(),
         )
@@ -143,6 +144,8 @@ class Train(io.ComfyNode):
         save_every: int = 0,
         memory_limit: int = 0,
         start_from: Any = None,
+        tokens: Any = None,
+        text_network: Any = None,
     ) -> io.NodeOutput:
         plan = Plan(**taken(Plan, locals()))
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
@@ -152,6 +155,8 @@ class Train(io.ComfyNode):
             "optimizer": optimizer or Optimizer(),
             "validation": validation,
             "start_from": start_from,
+            "tokens": tokens,
+            "text_network": text_network,
         }
         return train(cls, wires, extras, **chosen, plan=plan, name=name)
 

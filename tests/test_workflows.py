@@ -17,12 +17,16 @@ WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 SHORT = {
     "GraftTrainLora": {"steps": 6, "steps_unit": "steps"},
     "GraftTrain": {"steps": 3, "total_steps": 6},
+    "GraftTrainPivotal": {"steps": 3, "steps_unit": "steps"},
+    "GraftTrainTextualInversion": {"steps": 3, "steps_unit": "steps"},
     "GraftPreview": {"every": 3, "steps": 2},
     "KSampler": {"steps": 3},
     "BasicScheduler": {"steps": 2},
     "EmptyLatentImage": {"batch_size": 4},
     "PrimitiveInt": {"value": 1},
 }
+
+TRAINING = ("GraftTrainLora", "GraftTrain", "GraftTrainPivotal", "GraftTrainTextualInversion")
 
 each = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
@@ -114,7 +118,7 @@ def test_the_workflow_runs_and_a_second_run_does_not_train_again(path, server):
     entry = server.run(prompt, timeout_s=200, workflow=workflow)
     outputs = entry["outputs"]
 
-    for key in of_type(prompt, "GraftTrainLora", "GraftTrain"):
+    for key in of_type(prompt, *TRAINING):
         assert outputs[key]["text"][0]
         assert "images" not in outputs[key]
     for key in of_type(prompt, "GraftSaveLora"):
@@ -134,7 +138,7 @@ def test_the_workflow_runs_and_a_second_run_does_not_train_again(path, server):
     again = server.queue(prompt)
     server.wait(again)
     cached = server.events_of(again, "execution_cached")[0]["data"]["nodes"]
-    assert set(of_type(prompt, "GraftTrainLora", "GraftTrain", "GraftLoadImages")) <= set(cached)
+    assert set(of_type(prompt, *TRAINING, "GraftLoadImages")) <= set(cached)
 
 
 def test_workflows_are_tidy_json():

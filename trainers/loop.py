@@ -9,7 +9,7 @@ of it gives the same gradient.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -60,6 +60,9 @@ class Trained(Protocol):
     def draw(self, draws: Draws | None) -> None:
         """Drop out by these draws of a batch from now on; by none, nothing."""
 
+    def settle(self, moved: Collection[str]) -> None:
+        """What has to hold after every step, for the parameters of these names that it moved."""
+
 
 class Diverged(RuntimeError):
     """The loss or the gradient is not a finite number; the step was not taken."""
@@ -69,11 +72,10 @@ class Diverged(RuntimeError):
 class Loop:
     """A run in progress.
 
-    ``poll`` is called before every micro-batch; it may raise to interrupt the run, and returns
-    True to end it after the step in hand as if it were done. ``monitor`` gets what ``sink`` gets of every
-    step, and can end the run in the same way. ``after`` is called after every step, and with 0 before
-    the first one of a fresh run. ``memory`` says how large micro-batches are, and what becomes of a step that runs out
-    of it.
+    ``poll`` is called before every micro-batch; it may raise to interrupt the run, and returns True to end it after the
+    step in hand as if it were done. ``monitor`` gets what ``sink`` gets of every step, and can end the run in the same
+    way. ``after`` is called after every step, and with 0 before the first one of a fresh run. ``memory`` says how large
+    micro-batches are, and what becomes of a step that runs out of it.
     """
 
     denoiser: Denoiser
@@ -200,11 +202,7 @@ class Loop:
         for slots in self.memory.cut(len(items)):
             self._wants_end = self.poll() or self._wants_end
             for value in self.backward([items[slot] for slot in slots], slots):
-                if not math.isfinite(value):
-                    raise Diverged(
-                        f"The loss is {value} at step {self.step + 1}. Lower the learning rate, or train in fp32."
-                    )
-                total += value
+                total += self._finite("loss", value)
         return total
 
     def _losses(
@@ -217,7 +215,7 @@ class Loop:
             noised = self.objective.noised(self.denoiser, batch.latents, draws.of(batch.use))
             if batch.keeps_base:
                 with torch.no_grad(), self.network.off():
-                    base = self.denoiser(noised.x, noised.sigma, batch.cond)
+                    base = self.denoiser(noised.x, noised.sigma, batch.of_base)
                 noised = replace(noised, target=base.float())
             losses = self.objective.sample_loss(self.denoiser, noised, batch)
             if batch.teaches:
@@ -238,11 +236,15 @@ class Loop:
             )
         limit = self.plan.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(list(moving.values()), limit))
-        if not math.isfinite(norm):
-            raise Diverged(
-                f"The gradient is {norm} at step {self.step + 1}. Lower the learning rate, or train in fp32."
-            )
-        self.stepper.step()
+        self._finite("gradient", norm)
+        self.stepper.step(lambda: self.network.settle(moving))
         if self.log_variance is not None:
             self.log_variance.step()
         return norm
+
+    def _finite(self, what: str, value: float) -> float:
+        if not math.isfinite(value):
+            raise Diverged(
+                f"The {what} is {value} at step {self.step + 1}. Lower the learning rate, or train in fp32."
+            )
+        return value

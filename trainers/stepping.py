@@ -6,7 +6,7 @@ parameters have no gradient when the algorithm steps, so neither momentum nor de
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,13 +52,18 @@ class Stepper:
         moving = {name: p for name, p in self.parameters.items() if id(p) not in resting}
         return moving or self.parameters
 
-    def step(self) -> None:
-        """Move what ``begin`` said, by its gradients, and the average with it."""
+    def step(self, settle: Callable[[], object] = lambda: None) -> None:
+        """Move what ``begin`` said, by its gradients, and the average with it.
+
+        Args:
+            settle: Called between the two.
+        """
         for group in self.algorithm.param_groups:
             if group["lr"] == 0:
                 for parameter in group["params"]:
                     parameter.grad = None
         self.algorithm.step()
+        settle()
         if self.ema is not None:
             self.ema.update()
 

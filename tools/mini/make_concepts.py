@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw the concept sets of assets/concepts: a shape and a texture that the base model never saw, with captions.
+"""Draw the concept sets of assets/concepts: a shape and a texture that the base never saw, and a shape that it knows.
 
 The words for them are tokens that the grammar does not use. The colour pairs of the sets are listed here, so that an
 evaluation can ask for other ones.
@@ -46,6 +46,8 @@ class Concept:
 
 SHAPE = Concept("shape", "shape", "arrow", "dax", 11)
 TEXTURE = Concept("texture", "texture", "zigzag", "vex", 12)
+WORD = Concept("word", "shape", "heart", "zork", 13)
+SETS = (SHAPE, TEXTURE, WORD)
 TEXTURES_OF_SHAPE = (
     "plain",
     "plain",
@@ -104,7 +106,7 @@ def fresh_prompts(concept: Concept, count: int, seed: int) -> list[tuple[str, di
     """Prompts for the concept on colour pairs that are not in its set.
 
     Args:
-        concept: `SHAPE` or `TEXTURE`.
+        concept: One of `SETS`.
         count: How many.
         seed: Seed of the choice.
 
@@ -149,7 +151,7 @@ def write(concept: Concept, folder: Path) -> None:
     """Write the pictures and captions of one set.
 
     Args:
-        concept: `SHAPE` or `TEXTURE`.
+        concept: One of `SETS`.
         folder: Where they go.
     """
     from PIL import Image
@@ -168,5 +170,5 @@ def write(concept: Concept, folder: Path) -> None:
 
 def main(_: Path | None = None) -> None:
     """Write every concept set into the assets."""
-    for concept in (SHAPE, TEXTURE):
+    for concept in SETS:
         write(concept, FOLDER / concept.name)

@@ -19,6 +19,7 @@ class Batch:
         keeps_base: Whether the base model's D is the target instead of the clean latents.
         plain: Whether no noise level counts more than another: the objective's weight is left out.
         use: Sets the draws of several batches in one step apart.
+        base_cond: What the base model is conditioned on, where that is not ``cond``: text encoders are trained.
     """
 
     latents: torch.Tensor
@@ -28,6 +29,12 @@ class Batch:
     keeps_base: bool = False
     plain: bool = False
     use: str = ""
+    base_cond: Any = None
+
+    @property
+    def of_base(self) -> Any:
+        """What the base model is conditioned on."""
+        return self.cond if self.base_cond is None else self.base_cond
 
     @property
     def teaches(self) -> bool:
