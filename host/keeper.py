@@ -4,8 +4,10 @@
 import contextlib
 import functools
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,9 +65,24 @@ class Keeper:
                 tensors = dict(loop.network.tensors())
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise Diverged("The trained weights are not finite numbers. Lower the learning rate.")
-        tensors = stock_form.exported(request.model, tensors)
-        facts = {
-            "steps": loop.step if best is None else best.step,
+        tensors = stock_form.exported(request.model, request.clip, tensors)
+        metadata = result.lora_metadata(
+            tensors,
+            request.model,
+            title=self.name,
+            trigger=request.dataset.trigger,
+            resolution=request.dataset.resolution,
+            facts=self._facts(loop.step if best is None else best.step, tensors, is_raw),
+        )
+        return AdapterFile(tensors, metadata, name)
+
+    def _facts(
+        self, step: int, tensors: Mapping[str, torch.Tensor], is_raw: bool
+    ) -> dict[str, Any]:
+        """What a file says of the run that made it."""
+        request = self.request
+        facts: dict[str, Any] = {
+            "steps": step,
             "seed": request.plan.seed,
             "effective_batch": request.plan.effective_batch,
             "network": repr(request.network),
@@ -84,15 +101,7 @@ class Keeper:
         if request.optimizer.ema_decay:
             weights = "raw" if is_raw else "ema"
             facts |= {"ema_decay": request.optimizer.ema_decay, "weights": weights}
-        metadata = result.lora_metadata(
-            tensors,
-            request.model,
-            title=self.name,
-            trigger=request.dataset.trigger,
-            resolution=request.dataset.resolution,
-            facts=facts,
-        )
-        return AdapterFile(tensors, metadata, name)
+        return facts
 
     def save_every(self, loop: Loop) -> None:
         """Save what is trained so far after every so many steps, as the plan says."""

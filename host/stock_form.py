@@ -7,15 +7,17 @@ from typing import Any
 import torch
 
 from ..adapters import export
+from ..adapters.learned import TEXT
 
 _SCALE = ".dora_scale"
 
 
-def exported(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a training keeps, as the stock loader applies it exactly to this MODEL.
+def exported(model: Any, clip: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a training keeps, as the stock loader applies it exactly to this MODEL and CLIP.
 
     Args:
         model: The MODEL on the wire, loaded or not; its patches are part of the weights that were trained on.
+        clip: The CLIP on the wire, likewise.
         tensors: What ``attach`` gave.
 
     Returns:
@@ -27,6 +29,9 @@ def exported(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
         return dict(tensors)
     with torch.inference_mode(False), torch.no_grad():
         patches = model.get_key_patches("diffusion_model.")
+        if any(key.startswith(TEXT) for key in tensors):
+            of_text = clip.patcher.get_key_patches()
+            patches |= {f"{TEXT}{key}": patch for key, patch in of_text.items()}
 
         def weight(key: str) -> torch.Tensor:
             if key not in patches:

@@ -163,7 +163,7 @@ def test_the_folder_of_a_pack_is_not_told():
         return 0
 
     texts = []
-    for folder in ("/home/one/custom_nodes", "C:\\two\\custom_nodes"):
+    for folder in ("/net/one/custom_nodes", "C:\\two\\custom_nodes"):
         separator = "/" if folder.startswith("/") else "\\"
         patch.__module__ = f"{folder}{separator}pack.nodes"
         texts.append(tell(patch))

@@ -460,7 +460,7 @@ def test_no_place_of_a_file_is_told(routed, comfy):
 
     routes.RUNS.start(RUN, total=3, facts={"name": f"{comfy}/output/loras/x"})
     text = (
-        f"[Errno 28] No space left on device: '{comfy}/output/graft/a/b.tmp'; '/mnt/nas/private cats/1.png' is gone; "
+        f"[Errno 28] No space left on device: '{comfy}/output/graft/a/b.tmp'; '/net/nas/private cats/1.png' is gone; "
         f'"C:\\Users\\Jo\\models\\x.pt" too; {Path.home()}/secret'
     )
     routes.RUNS.add(RUN, "warned", text=text)

@@ -303,3 +303,34 @@ def test_a_text_network_can_be_cut_stopped_and_resumed(wires, tmp_path, cut):
         assert torch.allclose(
             torch.tensor(whole.loss_map["loss"]), torch.tensor(at_once.loss_map["loss"]), rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("name", ["dora", "loha", "lokr", "oft", "ia3"])
+def test_every_network_trains_text_encoders(wires, name):
+    from graft.adapters import NETWORKS
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw import AdamW
+    from graft.trainers.preview import Preview
+
+    kind = NETWORKS.get(name)
+    network = kind(blocks="attention", **({"rank": 2} if hasattr(kind, "rank") else {}))
+    outcome = train(
+        wires,
+        text_network=network,
+        blocks="none",
+        optimizer=Optimizer(AdamW(lr=0.01)),
+        preview=Preview(("a dog",), steps=2, width=64, height=64),
+    )
+    n = len(outcome.lora_model)
+    assert n and f"{n} of {n} tensors applied" in outcome.report
+    from graft.host import preview
+    from tests.host.test_tokens import encoded
+
+    settings = Preview(("a dog",), steps=2, width=64, height=64)
+    with torch.inference_mode():
+        prompts = preview.encode_prompts(outcome.clip, settings)
+        latents = preview.sampled(outcome.model, prompts, settings, wires["vae_sdxl"], (64, 64))
+        again = preview.decoded(wires["vae_sdxl"], latents[0])
+    assert (again - outcome.images).abs().max() < 1e-3
+    tuned, base = (encoded(c, "a dog")[0] for c in (outcome.clip, wires["clip_sdxl"]))
+    assert not torch.equal(tuned, base)
