@@ -132,7 +132,8 @@ def prepare(request: Request) -> Start | None:
     except ValueError as error:
         raise ValueError(f"start_from, '{file.name}': {error}") from error
     root = request.model.model.diffusion_model
-    trained = set(targets(root, request.network.blocks))
+    plan = request.network.plan(targets(root, request.network.blocks))
+    trained = set(plan)
     untrained = [m for m, pair in found.pairs.items() if m not in trained and not pair.is_nothing]
     used = {module: pair for module, pair in found.pairs.items() if module in trained}
     lost = list(_lost(found, untrained, request, root))
@@ -149,7 +150,7 @@ def prepare(request: Request) -> Start | None:
             f"Left out of '{file.name}': {len(found.text)} layers of text encoders, which this node does not train "
             f"({_some(found.text)})."
         )
-    notes += _alpha_notes(file.name, used, request.network)
+    notes += _alpha_notes(file.name, used, plan)
     carried = _carried(request.model, used)
     if carried:
         notes.append(
@@ -252,12 +253,18 @@ def _lost(
         )
 
 
-def _alpha_notes(name: str, pairs: Mapping[str, Pair], network: Any) -> list[str]:
-    wished = getattr(network, "alpha", 0.0)
-    taken = [pair for pair in pairs.values() if pair.rank == getattr(network, "rank", 0)]
-    if not wished or all(pair.alpha == wished for pair in taken):
-        return []
-    return [f"alpha {wished:g} is not used in {len(taken)} layers: they keep that of '{name}'."]
+def _alpha_notes(name: str, pairs: Mapping[str, Pair], plan: Mapping[str, Any]) -> list[str]:
+    """Which alphas that were asked for are not those of the layers: of equal rank a layer keeps the file's."""
+    unused: dict[float, int] = {}
+    for module, pair in pairs.items():
+        alpha, rank = (getattr(plan[module], field, 0) for field in ("alpha", "rank"))
+        scaled = alpha * (rank**0.5 if getattr(plan[module], "rslora", False) else 1)
+        if alpha and pair.rank == rank and pair.alpha != scaled:
+            unused[alpha] = unused.get(alpha, 0) + 1
+    return [
+        f"alpha {alpha:g} is not used in {count} layers: they keep that of '{name}'."
+        for alpha, count in unused.items()
+    ]
 
 
 def _wider(root: torch.nn.Module, blocks: str, missing: set[str]) -> str:

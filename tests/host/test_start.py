@@ -499,3 +499,10 @@ def test_an_alpha_that_is_not_used_is_said(models, wires):
     (note,) = start.prepare(request(wires, alpha=1.0, start_from=adapter(file))).notes
     assert note.startswith("alpha 1 is not used")
     assert start.prepare(request(wires, alpha=3.0, start_from=adapter(file))).notes == ()
+    asked = request(wires, alpha=1.5, start_from=adapter(file))  # 1.5 sqrt(4) = 3
+    rooted = dataclasses.replace(asked.network, rslora=True)
+    assert start.prepare(dataclasses.replace(asked, network=rooted)).notes == ()
+    patterns = dataclasses.replace(asked.network, alpha=3.0, alphas="to_k=2")
+    (note,) = start.prepare(dataclasses.replace(asked, network=patterns)).notes
+    count = sum(name.endswith("to_k.lora_up.weight") for name in file)
+    assert note.startswith(f"alpha 2 is not used in {count} layers")
