@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..loaders import lora_file
+from ..plain import plain
 from ..registry import unknown
 from . import paths
 
@@ -55,20 +56,20 @@ def find(pattern: str, metadata: Mapping[str, str] | None = None) -> list[Listed
         raise ValueError(
             "The name is empty: give the name of a LoRA that was trained with save_every, or connect its ADAPTER."
         )
-    known = _listed()
+    known, shown = _listed(), plain(wanted, 100)
     found = [one for one in known if _matches(one, wanted)]
     if not found:
         names = {one.name for one in known}
         hint = unknown("LoRA with steps", wanted, names) if names else "No LoRA there has any."
         raise ValueError(
-            f"No LoRA file is called {wanted}_step... in the list of Load LoRA: train with save_every. {hint}"
+            f"No LoRA file is called {shown}_step... in the list of Load LoRA: train with save_every. {hint}"
         )
     if metadata is not None:
         count = len(found)
         found = [one for one in found if _is_of(one, metadata)]
         if not found:
             raise ValueError(
-                f"{count} LoRA files are called {wanted}_step..., but none is of the training whose ADAPTER is "
+                f"{count} LoRA files are called {shown}_step..., but none is of the training whose ADAPTER is "
                 "connected: set save_every there, or disconnect it."
             )
     return sorted(found, key=lambda one: (one.step, one.name, one.file))

@@ -17,12 +17,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..plain import plain
+
 RUN_ID = re.compile(r"[0-9a-f]{8,64}")
 _FORBIDDEN = frozenset('<>:"/\\|?*')
 _RESERVED = re.compile(
     r"(con|prn|aux|nul|conin\$|conout\$|clock\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])"
 )
 _MAX_NAME_BYTES = 160
+_MAX_PART_BYTES = 255  # of file systems
 _REPLACE_TRIES = 10
 # A quota and a limit on the size of files are full disks, too.
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -70,7 +73,7 @@ def run_folder(run: str, *, create: bool = True) -> Path:
         ValueError: ``run`` is no run id, or the folder leads out of the output folder.
     """
     if not is_run_id(run):
-        raise ValueError(f"{run!r} is not a run id: 8 to 64 hexadecimal digits are.")
+        raise ValueError(f"{str(run)[:100]!r} is not a run id: 8 to 64 hexadecimal digits are.")
     folder = inside(output_folder(), f"graft/{run}")
     if create:
         _make(folder)
@@ -125,7 +128,7 @@ def safe_name(name: str, what: str = "name") -> str:
     normal = unicodedata.normalize("NFC", name) if isinstance(name, str) else ""
     reason = _harm(normal)
     if reason is not None:
-        raise ValueError(f"The {what} {name!r} cannot be used: {reason}.")
+        raise ValueError(f"The {what} {str(name)[:100]!r} cannot be used: {reason}.")
     return normal
 
 
@@ -166,13 +169,18 @@ def inside(base: Path, path: str | Path) -> Path:
     """
     root = os.path.realpath(base)
     try:
+        if any(len(part.encode()) > _MAX_PART_BYTES for part in re.split(r"[\\/]", str(path))):
+            raise ValueError(f"{str(path)[:100]!r} ... has a name longer than any file's.")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{str(path)[:100]!r} has half a character in it.") from error
+    try:
         real = os.path.realpath(os.path.join(root, path))  # noqa: PTH118 - Path drops no "..", realpath does
         common = os.path.commonpath([root, real])
         is_inside = os.path.normcase(common) == os.path.normcase(root)
     except (ValueError, OSError):  # NUL bytes, other drives, loops of links
         is_inside = False
     if not is_inside:
-        raise ValueError(f"{str(path)!r} leads out of the folder '{Path(base).name}'.")
+        raise ValueError(f"{str(path)[:200]!r} leads out of the folder '{Path(base).name}'.")
     return Path(real)
 
 
@@ -199,9 +207,12 @@ def input_folder(name: str) -> Path:
         if folder.is_dir():
             return folder
         if folder.exists():
-            raise ValueError(f"'{wanted}' is a file. Give the name of the folder that holds it.")
+            raise ValueError(
+                f"'{plain(wanted, 100)}' is a file. Give the name of the folder that holds it."
+            )
     if escaped is not None:
         raise escaped
+    wanted = plain(wanted, 100)
     near = difflib.get_close_matches(wanted, _subfolders(bases), n=3, cutoff=0.4)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     raise ValueError(f"There is no folder '{wanted}' in {where}.{hint}")
@@ -215,7 +226,7 @@ def _relative(name: str, where: str) -> str:
     has_control = any(unicodedata.category(character) == "Cc" for character in text)
     if not parts[0] or ":" in text or has_control or ".." in parts or parts[0] == "~":
         raise ValueError(
-            f"The folder {name!r} is not allowed: give a path relative to {where}, without '..'."
+            f"The folder {text[:100]!r} is not allowed: give a path relative to {where}, without '..'."
         )
     kept = [part for part in parts if part not in ("", ".")]
     if not kept:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..plain import plain
 from ..registry import unknown
 from . import paths
 
@@ -102,7 +103,9 @@ def of_run(wanted: str) -> Curve:
     log = find(wanted)
     curve = _read(log, wanted)
     if not curve.steps:
-        raise ValueError(f"The run {wanted} ({log.parent.name}) has no losses in its log.")
+        raise ValueError(
+            f"The run {plain(wanted, 100)} ({log.parent.name}) has no losses in its log."
+        )
     return curve
 
 
@@ -116,7 +119,9 @@ def find(wanted: str) -> Path:
     if paths.is_run_id(wanted):
         fitting = [log for log in logs if log.parent.name.startswith(wanted)]
         if len(fitting) > 1:
-            raise ValueError(f"{len(fitting)} runs begin with {wanted}: give more digits.")
+            raise ValueError(
+                f"{len(fitting)} runs begin with {plain(wanted, 100)}: give more digits."
+            )
         if fitting:
             return fitting[0]
     named: dict[str, Path] = {}
@@ -126,7 +131,7 @@ def find(wanted: str) -> Path:
         raise ValueError(
             unknown("run", wanted, filter(None, named))
             if any(named)
-            else f"There is no run '{wanted}': output/graft has no run with a log yet."
+            else f"There is no run '{plain(wanted, 100)}': output/graft has no run with a log yet."
         )
     return named[wanted]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..plain import plain
 from .optimizers import Algorithm
 
 Form = tuple[object, ...]
@@ -114,4 +115,4 @@ def _text(form: Form) -> str:
 
 
 def _some(names: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(names)[:6]) or "nothing"
+    return plain(", ".join(sorted(names)[:6]), 200) or "nothing"

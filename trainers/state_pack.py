@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..plain import plain
+from ..plain import is_plain, plain
 from .record import Row
 from .state import Best, State
 
@@ -103,6 +103,7 @@ def _state(told: dict[str, Any]) -> State:
     adapter = _tensors(told["adapter"])
     plain_values: dict[str, Any] = {name: _whole(name, told[name]) for name in _WHOLE}
     plain_values |= {name: _of(str, told[name]) for name in _TEXTS}
+    _named(plain_values["algorithm"])
     return State(
         **plain_values,
         adapter=adapter,
@@ -177,10 +178,16 @@ def _together(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(value, dict):
         if _TENSOR in value:
             return tensors[value[_TENSOR]]
-        return {key: _together(item, tensors) for key, item in value.items()}
+        return {_named(key): _together(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
         return [_together(item, tensors) for item in value]
     return value
+
+
+def _named(name: str) -> str:
+    if not is_plain(name):
+        raise ValueError(f"it has something called '{plain(name, 100)}', which nothing of it is")
+    return name
 
 
 def _numbers(values: Sequence[float]) -> torch.Tensor:

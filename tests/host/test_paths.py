@@ -288,3 +288,19 @@ def test_a_linked_loras_folder_is_still_below_output(paths, comfy, tmp_path, mon
     assert paths.relative_to_output(path) == "loras/x.safetensors"
     with pytest.raises(ValueError, match="leads out of"):
         paths.relative_to_output(tmp_path / "output/../elsewhere/x")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 50 + "b" * 256, "\ud800", "\u732b" * 100])
+def test_names_that_no_file_can_have_are_refused(paths, comfy, tmp_path, name):
+    """The system's own error came out of the check for them."""
+    with pytest.raises(ValueError, match="longer than any file's|half a character"):
+        paths.inside(tmp_path, name)
+    with pytest.raises(ValueError, match="There is no folder"):
+        paths.input_folder(name)
+
+
+def test_a_long_text_is_cut_in_a_message(paths, comfy):
+    for ask in (paths.input_folder, paths.safe_name, paths.run_folder):
+        with pytest.raises(ValueError) as caught:
+            ask("x" * 100_000)
+        assert len(str(caught.value)) < 1000

@@ -85,6 +85,11 @@ def changed(change):
         (lambda told, tensors: tensors.update({"record/pictures": torch.tensor([9])}), "of 9 pict"),
         (lambda told, tensors: tensors.pop("losses"), "KeyError: 'losses'"),
         (lambda told, tensors: told["state"].update(step={"tensor": []}), "TypeError"),
+        (
+            lambda told, tensors: told["state"]["optimizer"].update({"a\x1b": {}}),
+            r"called 'a\\x1b'",
+        ),
+        (lambda told, tensors: told["state"].update(algorithm="a\nb"), r"called 'a\\nb'"),
         (lambda told, tensors: told.update(format=0), "no version of Graft wrote"),
         (lambda told, tensors: told["state"].update(step=-1), "step is -1"),
         (lambda told, tensors: told["state"].update(step=10**12), "step is 1000000000000"),
