@@ -14,6 +14,7 @@ import enum
 import functools
 import hashlib
 import inspect
+import logging
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,7 +26,15 @@ _DEPTH = 16  # of containers and closures in one another
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 # What the host itself puts there for one sampling, or for devices.
 _PASSING = frozenset({"multigpu_clones", "multigpu_options", "multigpu_thread_pool"})
-_CARRIED = ("model_options", "wrappers", "callbacks", "injections", "additional_models")
+_CARRIED = (
+    "model_options",
+    "wrappers",
+    "callbacks",
+    "injections",
+    "additional_models",
+    "weight_wrapper_patches",
+)
+_log = logging.getLogger(__name__)
 
 
 def told(model: Any) -> Iterator[str]:
@@ -73,6 +82,9 @@ class _Teller:
         self._open.append(id(value))
         try:
             return self._parts(value)
+        except Exception as error:  # noqa: BLE001 - what another pack puts there may raise when it is looked at
+            _log.debug("%s is told by its class alone: %s", type(value).__name__, error)
+            return f"<{type(value).__name__}>"
         finally:
             self._open.pop()
 
@@ -93,6 +105,8 @@ class _Teller:
             return self._function(value)
         if isinstance(value, torch.nn.Module):
             return _module(value)
+        if type(value).__module__ == "numpy" and hasattr(value, "tobytes"):
+            return _array(value)
         return self._object(value)
 
     def _function(self, function: types.FunctionType) -> str:
@@ -110,11 +124,12 @@ class _Teller:
         """Any other object: its class, and what its constructor was given, if it keeps that by the same name."""
         if hasattr(value, "model_options") and hasattr(value, "patches"):
             return _name(type(value))  # a MODEL: it may be the one that is told about
-        given, attributes = {}, getattr(value, "__dict__", {})
+        given = {}
+        attributes = {*getattr(value, "__dict__", ()), *getattr(type(value), "__slots__", ())}
         for name in _parameters(type(value)):
             for attribute in (name, f"_{name}"):
                 if attribute in attributes:
-                    given[name] = attributes[attribute]
+                    given[name] = getattr(value, attribute)
                     break
         return f"{_name(type(value))}({self.tell(given)})"
 
@@ -174,6 +189,13 @@ def _parameters(kind: type) -> list[str]:
         return list(inspect.signature(kind).parameters)
     except (TypeError, ValueError):  # written in C
         return []
+
+
+def _array(array: Any) -> str:
+    """An array or a number of NumPy's; one of objects holds their addresses."""
+    text = f"{tuple(array.shape)} {array.dtype}"
+    data = b"" if array.dtype.hasobject else array.tobytes()[:SAMPLE_BYTES]
+    return f"{text} {hashlib.sha256(data).hexdigest()}"
 
 
 def _tensor(tensor: torch.Tensor) -> str:

@@ -322,6 +322,19 @@ def test_a_read_only_folder_is_refused_before_a_run(asked, output):  # noqa: F81
         output.chmod(stat.S_IRWXU)
 
 
+@pytest.mark.slow
+def test_a_read_only_file_system_is_refused_before_a_run(asked, output):  # noqa: F811
+    """It stops the administrator, too."""
+    command = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(output)]
+    if sys.platform == "win32" or subprocess.run(command, check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        with pytest.raises(PermissionError, match="cannot be written .*--output-directory"):
+            train(asked)
+    finally:
+        subprocess.run(["umount", str(output)], check=True)
+
+
 LIMITED = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])

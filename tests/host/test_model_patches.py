@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +106,19 @@ class Wrapper:
         return self.strength * x
 
 
+class Slotted:
+    __slots__ = ("strength",)
+
+    def __init__(self, strength):
+        self.strength = strength
+
+
+class Shy:
+    @property
+    def model_options(self):
+        raise RuntimeError("not before it is loaded")
+
+
 def test_an_object_is_its_class_and_what_it_was_given(model):
     from graft.host.model_patches import tell
 
@@ -144,6 +158,13 @@ def test_all_kinds_of_values_are_told():
         functools.partial(max, 1),
         functools.partial(max, 2),
         functools.partial(max, key=len),
+        np.zeros(2),
+        np.ones(2),
+        np.float32(1.5),
+        np.array([object()]),
+        Slotted(1),
+        Slotted(2),
+        Shy(),
         Wrapper,
         itself,
         lambda x=1: x,
