@@ -18,7 +18,7 @@ from ..trainers.epochs import describe
 from ..trainers.events import Ended, Started, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.monitor import Monitor, NothingLearned
-from ..trainers.plan import CONTINUE, FRESH
+from ..trainers.plan import CONTINUE, FRESH, OFF
 from ..trainers.state import State
 from . import (
     graph,
@@ -157,7 +157,7 @@ class _Run:
         self.previews = Previews(request, self.run, self.sink)
         self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
-        with trainee(request.model, precision=request.plan.precision) as trained:
+        with trainee(request.model, **memory_plan.loading(request.plan)) as trained:
             data = prepared.data(trained)
             attached = Attached(
                 trained.diffusion_model, request.network, request.plan.seed, trained.device
@@ -229,7 +229,7 @@ class _Run:
             request.plan,
             sink=self.sink,
             poll=self._poll,
-            memory=memory.memory(trained, self.sink),
+            memory=memory.memory(trained, self.sink, may_offload=request.plan.may_offload != OFF),
         )
         if request.state is not None:
             loop.resume(request.state, self.end if self.is_same_run else None)

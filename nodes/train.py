@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..adapters.lora import LoRA
 from ..trainers.objectives import Objective
 from ..trainers.optimizers import Optimizer
-from ..trainers.plan import CONTINUE, Plan
+from ..trainers.plan import AUTO, CONTINUE, Plan
 from .engine import (
     EXTRAS,
     HIDDEN,
@@ -101,6 +101,7 @@ class Train(io.ComfyNode):
                     "memory_limit",
                 ),
                 *sockets(*STARTS, optional=True),
+                field(Plan, "offload", optional=True, advanced=True),
             ],
             outputs=outputs(),
         )
@@ -143,6 +144,7 @@ class Train(io.ComfyNode):
         save_every: int = 0,
         memory_limit: int = 0,
         start_from: Any = None,
+        offload: str = AUTO,
     ) -> io.NodeOutput:
         plan = Plan(**taken(Plan, locals()))
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
