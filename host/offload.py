@@ -87,6 +87,12 @@ class Offload:
         self._patches, patcher.patches = patcher.patches, {}
         patcher.partially_load = self._load
 
+    def copy_always(self) -> None:
+        """Make the layers copy their weights also where they are at hand, so that a CPU tries what a GPU does."""
+        for layer in self._layers:
+            for name in ("weight_function", "bias_function"):
+                setattr(layer, name, [*getattr(layer, name), _itself])
+
     def end(self) -> None:
         """Give the clone its patches back, and what it had before them to put back when it is unloaded next."""
         patcher = self._patcher
@@ -145,10 +151,7 @@ class Offload:
             _move(module, patcher.offload_device if module in self._layers else device)
         patcher.load(device, lowvram_model_memory=LEAST)
         if device.type == patcher.offload_device.type:
-            # A CPU would compute with the weights themselves: copy, so that it is tried here what a GPU does.
-            for layer in self._layers:
-                for name in ("weight_function", "bias_function"):
-                    setattr(layer, name, [*getattr(layer, name), _itself])
+            self.copy_always()
         model.model_loaded_weight_memory = held(
             t for m in model.modules() if m not in self._layers for t in _tensors(m)
         )
