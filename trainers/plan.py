@@ -29,7 +29,9 @@ class Plan:
         "auto", "Precision of the frozen model's computations.", choices=PRECISIONS
     )
     checkpointing: str = option(
-        "auto", "Recompute activations block by block to save memory.", choices=CHECKPOINTING
+        "auto",
+        "Recompute activations block by block to save memory. auto: of as few blocks as one picture needs to fit.",
+        choices=CHECKPOINTING,
     )
 
     validate_every: int = option(
