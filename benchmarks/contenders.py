@@ -8,7 +8,8 @@ end of a step, so the time of a step is the difference of two marks, with all th
 import gc
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,20 +25,44 @@ def graft(
     subject: Subject, model: Any, pictures: Pictures, steps: int, checkpointing: bool
 ) -> list[float]:
     """Our trainer: the engine's trainee, adapters, loop and event sink; no preservation, which core has not."""
+    from graft.host import paths
+    from graft.host.progress import RunSink
+    from graft.trainers.events import Ended, Progress, Started
+    from graft.trainers.plan import Plan
+
+    marks: list[float] = []
+    paths.run_folder("be" * 8)
+    sink = RunSink("be" * 8, None, steps)
+
+    def record(event: Any) -> None:
+        sink(event)
+        if isinstance(event, Progress):
+            marks.append(time.perf_counter())
+
+    plan = Plan(steps=steps, batch_size=subject.batch, precision="fp32")
+    with training(subject, model, pictures, plan, record) as (trained, loop):
+        trained.checkpointing(checkpointing)
+        record(Started(steps, 0, {}))
+        loop.run()
+        record(Ended("done", ""))
+    return marks
+
+
+@contextmanager
+def training(
+    subject: Subject, model: Any, pictures: Pictures, plan: Any, sink: Callable[[Any], None]
+) -> Iterator[tuple[Any, Any]]:
+    """Our trainer, ready for its first step: the trainee and the loop."""
     import comfy.model_management as mm
 
     from graft.adapters import NETWORKS
     from graft.adapters.attach import Attached
-    from graft.host import paths
     from graft.host.conditioning import Conditioner, Encoded
-    from graft.host.progress import RunSink
     from graft.host.trainee import trainee
     from graft.host.training_data import Held, Picture, TrainingData
-    from graft.trainers.events import Ended, Progress, Started
     from graft.trainers.loop import Loop
     from graft.trainers.objectives import Objective
     from graft.trainers.optimizers import OPTIMIZERS, Optimizer
-    from graft.trainers.plan import Plan
 
     count = len(pictures.latents)
     size = (subject.latent[1] * 8, subject.latent[0] * 8)
@@ -50,20 +75,11 @@ def graft(
         Picture(model.model.process_latent_in(latent[None]), size, size[::-1], ((0, 0),))
         for latent in pictures.latents
     ]
-    marks: list[float] = []
-    paths.run_folder("be" * 8)
-    sink = RunSink("be" * 8, None, steps)
-
-    def record(event: Any) -> None:
-        sink(event)
-        if isinstance(event, Progress):
-            marks.append(time.perf_counter())
 
     def poll() -> bool:
         mm.throw_exception_if_processing_interrupted()
         return False
 
-    plan = Plan(steps=steps, batch_size=subject.batch, precision="fp32")
     network = NETWORKS.get("lora")(rank=RANK, blocks="all")
     optimizer = Optimizer(OPTIMIZERS.get("adamw")(lr=LEARNING_RATE))
     with torch.inference_mode(False), trainee(model, precision="fp32") as trained:
@@ -72,17 +88,11 @@ def graft(
         data = TrainingData(held, (), texts, conditioner, trained.device)
         attached = Attached(trained.diffusion_model, network, plan.seed, trained.device)
         try:
-            trained.checkpointing(checkpointing)
             objective = Objective(preserve=0.0)
-            loop = Loop(
-                trained.denoiser, data, attached, objective, optimizer, plan, sink=record, poll=poll
-            )
-            record(Started(steps, 0, {}))
-            loop.run()
-            record(Ended("done", ""))
+            parts = (trained.denoiser, data, attached, objective, optimizer)
+            yield trained, Loop(*parts, plan, sink=sink, poll=poll)
         finally:
             attached.remove()
-    return marks
 
 
 def core(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fits on which card, computed for the real layouts of SD 1.5, SDXL and SD3: `python -m benchmarks.memory_table`.
+"""What fits on which card, computed for real layouts, SD 1.5 to Flux: `python -m benchmarks.memory_table`.
 
 The models are made on the device `meta`, where tensors have sizes and no memory, trained for one forward and backward
 pass with our own adapters and checkpointing, and every allocation is counted (`trainers.allocations`). Attention is
@@ -22,8 +22,8 @@ GIB = 2**30
 CARDS = (8, 12, 16, 24)
 OTHERS = 1.0  # GiB that the desktop, the driver and the kernels' workspaces take
 RANK = 16
-TOKENS = {"SD15": 77, "SDXL": 77, "SD3": 154}
-WIDTHS = {"SD15": (768, None), "SDXL": (2048, 2816), "SD3": (4096, 2048)}
+TOKENS = {"SD15": 77, "SDXL": 77, "SD3": 154, "Flux": 512}
+WIDTHS = {"SD15": (768, None), "SDXL": (2048, 2816), "SD3": (4096, 2048), "Flux": (4096, 768)}
 CASES = (
     ("SD15", 512),
     ("SD15", 768),
@@ -32,19 +32,22 @@ CASES = (
     ("SDXL", 1024),
     ("SD3", 512),
     ("SD3", 1024),
+    ("Flux", 512),
+    ("Flux", 1024),
 )
-NAMES = {"SD15": "SD 1.5", "SDXL": "SDXL", "SD3": "SD3 medium"}
+OFF, ON, APART = "off", "on", "on, offload"
+NAMES = {"SD15": "SD 1.5", "SDXL": "SDXL", "SD3": "SD3 medium", "Flux": "Flux dev"}
 PAGE = ROOT / "docs" / "memory.md"
 START, END = "<!-- made by `python -m benchmarks.memory_table --write` -->", "<!-- /made -->"
 
 
 @dataclass(frozen=True)
 class Case:
-    """Bytes of one model at one size of pictures, with checkpointing or without."""
+    """Bytes of one model at one size of pictures, with checkpointing or without, or with the blocks on the CPU."""
 
     name: str
     pixels: int
-    is_checkpointed: bool
+    mode: str
     weights: int
     trained: int
     one: int
@@ -89,7 +92,7 @@ def attend(_: Any, q: Any, k: Any, v: Any, heads: int, *args: Any, **kwargs: Any
 
 
 @contextmanager
-def trainable(name: str, rank: int = RANK) -> Iterator[tuple[Any, Any]]:
+def trainable(name: str, rank: int = RANK) -> Iterator[tuple[Any, Any, Any]]:
     """The network of a layout on `meta`, in bf16, with a LoRA on its attention layers.
 
     Args:
@@ -97,25 +100,27 @@ def trainable(name: str, rank: int = RANK) -> Iterator[tuple[Any, Any]]:
         rank: of the LoRA.
 
     Yields:
-        The host's network, and what is attached to it.
+        The host's network, what is attached to it, and what can keep its blocks on the CPU.
     """
     start()
     from graft.adapters.attach import Attached
     from graft.adapters.lora import LoRA
+    from graft.host.offload import Offload
     from tests.host.test_keys import build
 
-    network = build(name).model.diffusion_model.requires_grad_(False)
+    patcher = build(name)
+    network = patcher.model.diffusion_model.requires_grad_(False)
     network.to(torch.bfloat16)
     attached = Attached(network, LoRA(rank=rank, blocks="attention"), 0, "meta")
     try:
-        yield network, attached
+        yield network, attached, Offload(patcher)
     finally:
         attached.remove()
 
 
 def forward(name: str, network: Any, pixels: int, pictures: int) -> torch.Tensor:
     """What the network gives for pictures of ``pixels`` x ``pixels``, ``[B, C, h, w]``."""
-    channels = 16 if name == "SD3" else 4
+    channels = 16 if name in ("SD3", "Flux") else 4
     width, label = WIDTHS[name]
     make = {"device": "meta", "dtype": torch.bfloat16}
     x = torch.empty(pictures, channels, pixels // 8, pixels // 8, **make)
@@ -123,7 +128,8 @@ def forward(name: str, network: Any, pixels: int, pictures: int) -> torch.Tensor
     y = None if label is None else torch.empty(pictures, label, **make)
     options = {"optimized_attention_override": attend}
     times = torch.empty(pictures, device="meta")
-    out: torch.Tensor = network(x, times, context=text, y=y, transformer_options=options)
+    more = {"guidance": torch.empty(pictures, **make)} if name == "Flux" else {}
+    out: torch.Tensor = network(x, times, context=text, y=y, transformer_options=options, **more)
     return out
 
 
@@ -152,19 +158,22 @@ def cases(name: str, sizes: list[int]) -> list[Case]:
     from graft.trainers.allocations import held
 
     found = []
-    with trainable(name) as (network, attached):
+    with trainable(name) as (network, attached, offload):
         weights = held([*network.parameters(), *network.buffers()])
         trained = held(attached.parameters().values())
         checkpointing = Checkpointing(network)
         handles = guard_inputs(network, lambda: forward(name, network, 64, 1), torch.device("meta"))
-        for is_checkpointed in (False, True):
-            if is_checkpointed:
+        for mode in (OFF, ON, APART):
+            if mode == ON:
                 checkpointing.on()
                 with torch.no_grad():
                     forward(name, network, 64, 1)
+            if mode == APART:
+                offload.copy_always()
+                weights -= held(offload.parameters)
             for pixels in sizes:
                 one, two = (count(name, network, attached, pixels, n) for n in (1, 2))
-                found.append(Case(name, pixels, is_checkpointed, weights, trained, one, two - one))
+                found.append(Case(name, pixels, mode, weights, trained, one, two - one))
         checkpointing.off()
         for handle in handles:
             handle.remove()
@@ -181,9 +190,8 @@ def table(found: list[Case]) -> str:
     for case in found:
         fits = " | ".join(str(case.most(card) or "-") for card in CARDS)
         sizes = " | ".join(f"{size / GIB:.1f}" for size in (case.there, case.one, case.each))
-        mode = "on" if case.is_checkpointed else "off"
         lines.append(
-            f"| {NAMES[case.name]} | {case.pixels} x {case.pixels} | {mode} | {sizes} | {fits} |"
+            f"| {NAMES[case.name]} | {case.pixels} x {case.pixels} | {case.mode} | {sizes} | {fits} |"
         )
     return "\n".join(lines)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient checkpointing by block: a block's activations are computed again in the backward pass.
+"""Gradient checkpointing by block: a block's activations are computed again in the backward pass; of all or of some.
 
 Blocks are found by structure: residual and transformer blocks of a UNet, entries of the block lists of a DiT.
 The forward of a block is replaced on the instance; adapters sit on layers inside, so they may come before or
@@ -8,7 +8,7 @@ after. Chen et al. 2016 (arXiv 1604.06174); recomputation is torch's `checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -51,27 +51,38 @@ class Checkpointing:
 
     def __init__(self, diffusion_model: nn.Module):
         self._model = diffusion_model
-        self._installed: list[_Recomputed] = []
+        self._installed: dict[int, _Recomputed] = {}
+        self._writes: dict[int, bool | None] = {}  # what is known of blocks that were on before
 
     @property
-    def is_on(self) -> bool:
-        """Whether blocks are checkpointed now."""
-        return bool(self._installed)
+    def count(self) -> int:
+        """How many blocks are checkpointed now."""
+        return len(self._installed)
 
-    def on(self) -> None:
-        """Checkpoint every block; a second call does nothing.
+    def on(self, only: Collection[int] | None = None) -> None:
+        """Checkpoint these blocks and no others; a second call does nothing.
+
+        Args:
+            only: places in the list of `find_blocks`; None is all of them.
 
         Raises:
             ValueError: the network has no blocks.
         """
-        if not self._installed:
-            self._installed = [_Recomputed(block) for block in find_blocks(self._model)]
+        blocks = find_blocks(self._model)
+        wanted = set(range(len(blocks)) if only is None else only)
+        self._remove(self._installed.keys() - wanted)
+        for place in sorted(wanted - self._installed.keys()):
+            self._installed[place] = _Recomputed(blocks[place], self._writes.get(place))
 
     def off(self) -> None:
         """Give every block its own forward back; a second call does nothing."""
-        for wrapper in self._installed:
+        self._remove(set(self._installed))
+
+    def _remove(self, places: Collection[int]) -> None:
+        for place in places:
+            wrapper = self._installed.pop(place)
+            self._writes[place] = wrapper.writes
             wrapper.remove()
-        self._installed = []
 
 
 def _unet_blocks(unet: Any) -> Iterator[nn.Module]:
@@ -110,12 +121,12 @@ def _weighty(module: nn.Module) -> bool:
 class _Recomputed:
     """The replaced forward of one block."""
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: nn.Module, writes: bool | None = None):
         self._block = block
         self._had = block.__dict__.get("forward")
         self._forward: Callable[..., Any] = block.forward
         self._is_active = True
-        self._writes: bool | None = None  # to its inputs; None = not known yet
+        self.writes = writes  # to its inputs; None = not known yet
         block.forward = self
 
     def remove(self) -> None:
@@ -156,19 +167,19 @@ class _Recomputed:
 
     def _watch(self, values: tuple, names: list[str]) -> Any:
         """Call the block; the first call finds out whether it writes to its inputs."""
-        if self._writes is not None or torch.is_inference_mode_enabled():
+        if self.writes is not None or torch.is_inference_mode_enabled():
             return self._call(values, names)
         tensors = [v for v in values if isinstance(v, torch.Tensor) and not v.is_inference()]
         versions = [t._version for t in tensors]
         out = self._call(values, names)
-        self._writes = any(t._version != v for t, v in zip(tensors, versions, strict=True))
+        self.writes = any(t._version != v for t, v in zip(tensors, versions, strict=True))
         return out
 
     def _keep(self, value: Any) -> Any:
         """What the recomputation gets: its own copy of anything that may change until then."""
         if isinstance(value, dict):
             return dict(value)  # the host rewrites its options from block to block
-        if isinstance(value, torch.Tensor) and self._writes is not False:
+        if isinstance(value, torch.Tensor) and self.writes is not False:
             return value.detach().clone().requires_grad_(value.requires_grad)
         return value
 

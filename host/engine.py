@@ -19,7 +19,7 @@ from ..trainers.epochs import describe
 from ..trainers.events import Ended, Started, Warned
 from ..trainers.loop import Diverged, Loop
 from ..trainers.monitor import Monitor, NothingLearned
-from ..trainers.plan import CONTINUE, FRESH
+from ..trainers.plan import CONTINUE, FRESH, OFF
 from ..trainers.state import State
 from . import (
     graph,
@@ -161,7 +161,7 @@ class _Run:
         self._tell("loading the model")
         self.facts["free memory before (GiB)"] = free_memory()
         with (
-            trainee(request.model, precision=request.plan.precision) as trained,
+            trainee(request.model, **memory_plan.loading(request.plan)) as trained,
             live_texts(
                 request.clip, request.text_network, request.tokens, request.plan.seed, trained
             ) as live,
@@ -243,7 +243,7 @@ class _Run:
             request.plan,
             sink=self.sink,
             poll=self._poll,
-            memory=memory.memory(trained, self.sink),
+            memory=memory.memory(trained, self.sink, may_offload=request.plan.may_offload != OFF),
         )
         if request.state is not None:
             loop.resume(request.state, self.end if self.is_same_run else None)

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the trainer has to know of the host's memory: when it has run out, and what gives some back."""
 
+from __future__ import annotations
+
 import gc
+from typing import TYPE_CHECKING
 
 from ..trainers.events import Sink
 from ..trainers.memory import Memory, OutOfMemory, Relief
-from .trainee import Trainee
+
+if TYPE_CHECKING:
+    from .trainee import Trainee
 
 # Of a RuntimeError, where the device has no class of its own: CPU (Linux, Windows), MPS, cuBLAS and cuDNN.
 TEXTS = (
@@ -49,17 +54,24 @@ def end(text: str) -> Exception:
     return made
 
 
-def memory(trained: Trainee, sink: Sink) -> Memory:
+def memory(trained: Trainee, sink: Sink, *, may_offload: bool = False) -> Memory:
     """How one run answers running out of memory.
 
     Args:
-        trained: The trainee; checkpointing is turned on on it.
+        trained: The trainee; checkpointing of all blocks is turned on on it, then offloading.
         sink: Hears of every step down.
+        may_offload: Whether the weights of the blocks may be moved to the CPU.
     """
 
     def checkpoint() -> bool:
-        was = trained.is_checkpointed
+        was = trained.checkpointed
         trained.checkpointing(True)
-        return not was
+        return trained.checkpointed > was
 
-    return Memory(0, Relief(is_out_of_memory, free, checkpoint, end), sink)
+    def offload() -> bool:
+        if trained.offloaded is not None or not may_offload or trained.device.type == "cpu":
+            return False
+        trained.offload()
+        return True
+
+    return Memory(0, Relief(is_out_of_memory, free, checkpoint, end, offload), sink)

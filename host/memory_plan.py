@@ -7,9 +7,7 @@ A GPU's allocator knows the peak of a pass; elsewhere the bytes of tensors are c
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from ..trainers.allocations import held, peak
 from ..trainers.loop import Loop
 from ..trainers.memory_plan import (
     MIB,
+    Blocks,
     Choice,
     choose,
     kept_now,
@@ -26,9 +25,10 @@ from ..trainers.memory_plan import (
     rehearse,
     to_come,
 )
-from ..trainers.plan import Plan
-from .checkpointing import find_blocks
+from ..trainers.plan import AUTO, OFF, ON, Plan
+from .block_costs import block_costs
 from .memory import free, is_out_of_memory
+from .memory_text import Room, line, offload_line, refusal, some_blocks
 from .stopping import is_interrupt
 from .trainee import Trainee
 
@@ -36,30 +36,13 @@ from .trainee import Trainee
 LARGE_MODEL = 500_000_000
 # Of the free memory is planned with: allocators waste some, and other programs come and go.
 SPARE = 0.9
-GRID = 64  # pixels that a proposed size is a multiple of
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Room:
-    """Bytes on the device.
-
-    Attributes:
-        held: What is there before the first step: weights, and on a GPU whatever else torch keeps.
-        to_come: Gradients and the optimizer's state.
-        total: What all of it, and a pass, may take.
-        is_limit: Whether the user set ``total``.
-    """
-
-    held: int
-    to_come: int
-    total: int
-    is_limit: bool
-
-    @property
-    def passes(self) -> int:
-        """What is left for one forward and backward pass."""
-        return self.total - self.held - self.to_come
+def loading(settings: Plan) -> dict[str, Any]:
+    """What ``trainee`` has to know of a plan."""
+    limit = settings.memory_limit * MIB
+    return {"precision": settings.precision, "offload": settings.may_offload, "limit": limit}
 
 
 def plan(
@@ -69,7 +52,7 @@ def plan(
     tell: Callable[[str], object] = lambda text: None,
     warn: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """Choose micro-batch and checkpointing for the memory that there is, and set both.
+    """Choose micro-batch, checkpointing and offloading for the memory that there is, and set them.
 
     Nothing is measured on a CPU without a limit, nor where neither the device nor the user says how much there is.
 
@@ -81,7 +64,7 @@ def plan(
         warn: Told what the user should know.
 
     Returns:
-        Facts for the log: ``gradient checkpointing``, and where it was measured, ``memory plan``.
+        Facts for the log: ``gradient checkpointing``, and where they apply, ``memory plan`` and ``offload``.
 
     Raises:
         ValueError: Not even one picture fits into the limit; says what would.
@@ -89,29 +72,65 @@ def plan(
     settings = loop.plan
     if settings.memory_limit == 0 and _meter(trained.device) is None:
         trained.checkpointing(_by_size(settings, trained))
-        return {"gradient checkpointing": trained.is_checkpointed}
+        return _facts(loop, trained)
     tell("measuring memory")
-    item, wish = largest_item(loop.data.buckets), settings.batch_size
+    item = largest_item(loop.data.buckets)
     try:
-        room = _room(loop, trained)
-        measure = _measure(loop, trained, item, poll)
-        modes = _modes(settings, trained)
-        choice = choose(measure, wish, settings.effective_batch, room.passes, modes)
+        room, choice, order = _found(loop, trained, item, poll, tell)
     except Exception as error:
         if is_interrupt(error):
             raise
         return _unmeasured(loop, trained, warn, error)
-    trained.checkpointing(choice.is_checkpointed)
+    trained.checkpointing(_places(order, choice.checkpointed))
+    blocks = len(trained.blocks)
     if choice.micro_batch == 0:
-        text = refusal(choice, room, settings, _pixels(loop, trained, item))
+        text = refusal(choice, blocks, room, settings, _pixels(loop, trained, item))
         if room.is_limit or not choice.passes:
             raise ValueError(text)
         warn(f"{text} It is tried all the same.")
     loop.memory.micro_batch = choice.micro_batch or 1
-    text = line(choice, room, wish)
+    text = line(choice, blocks, room, settings.batch_size)
     loop.memory.told.append(text)
     tell(text)
-    return {"gradient checkpointing": choice.is_checkpointed, "memory plan": text}
+    return _facts(loop, trained) | {"memory plan": text}
+
+
+def _found(
+    loop: Loop,
+    trained: Trainee,
+    item: int,
+    poll: Callable[[], object],
+    tell: Callable[[str], object],
+) -> tuple[Room, Choice, list[int]]:
+    """What there is, what is chosen, and the blocks in the order in which they would be checkpointed."""
+    settings = loop.plan
+    while True:
+        room = _room(loop, trained)
+        tried = _Rehearsal(loop, trained, item, poll)
+        sizes = (settings.batch_size, settings.effective_batch, room.passes)
+        choice = choose(tried.measure, *sizes, _modes(settings, trained), tried.look_at)
+        may_move = settings.may_offload == AUTO and trained.offloaded is None
+        if choice.micro_batch or not may_move:
+            return room, choice, tried.order
+        try:
+            trained.offload()
+        except ValueError as error:
+            _log.warning("The weights cannot be kept on the CPU: %s", error)
+            return room, choice, tried.order
+        tell("measuring memory with the weights of the blocks on the CPU")
+
+
+def _facts(loop: Loop, trained: Trainee) -> dict[str, Any]:
+    count, blocks = trained.checkpointed, len(trained.blocks)
+    is_some = 0 < count < blocks
+    facts: dict[str, Any] = {
+        "gradient checkpointing": some_blocks(count, blocks) if is_some else count > 0
+    }
+    if trained.offloaded is not None:
+        text = offload_line(trained)
+        loop.memory.told.append(text)
+        facts["offload"] = text
+    return facts
 
 
 def _unmeasured(
@@ -121,74 +140,14 @@ def _unmeasured(
     _log.exception("The memory could not be measured")
     loop.drop()
     free()
+    if trained.offloaded is not None:
+        trained.reload()
     trained.checkpointing(_by_size(loop.plan, trained))
     warn(
         f"The memory could not be measured ({type(error).__name__}: {error}): batch_size is taken as it is. Should it "
         "run out, the step begins again with fewer pictures in a pass."
     )
-    return {"gradient checkpointing": trained.is_checkpointed}
-
-
-def line(choice: Choice, room: Room, wish: int) -> str:
-    """The plan in a line.
-
-    Args:
-        choice: What is done.
-        room: What there is.
-        wish: The micro-batch that was asked for.
-    """
-    size = choice.micro_batch or 1
-    needs = choice.passes[choice.is_checkpointed](size)
-    whole = room.held + room.to_come + needs
-    said = [
-        f"memory plan: {size} of {wish} pictures in a forward pass, checkpointing "
-        f"{'on' if choice.is_checkpointed else 'off'}: {_mib(whole)} of {_mib(room.total)} MiB",
-        f"there before {_mib(room.held)}, gradients and optimizer {_mib(room.to_come)}, the pass {_mib(needs)}",
-    ]
-    if size < wish or choice.is_checkpointed:
-        others = [
-            f"{_mib(found(wish))} {'with' if is_checkpointed else 'without'} checkpointing"
-            for is_checkpointed, found in choice.passes.items()
-        ]
-        said.append(f"a pass of {wish} would take {', '.join(others)}")
-    return "; ".join(said)
-
-
-def refusal(choice: Choice, room: Room, settings: Plan, pixels: tuple[int, int]) -> str:
-    """What does not fit, and what would.
-
-    Args:
-        choice: The estimates.
-        room: What there is.
-        settings: Batch size, checkpointing and limit that were asked for.
-        pixels: Width and height of the largest pictures.
-    """
-    source = "memory_limit allows" if room.is_limit else "there are"
-    least = min((found(1) for found in choice.passes.values()), default=None)
-    mode = "with" if True in choice.passes or settings.checkpointing != "off" else "without"
-    fixed = room.held + room.to_come
-    head = (
-        f"one picture of {pixels[0]} x {pixels[1]} in a forward pass {mode} gradient checkpointing"
-    )
-    parts = f"{_mib(room.held)} there before, {_mib(room.to_come)} gradients and optimizer"
-    if least is None:
-        return (
-            f"Out of memory with {head}; {source} {_mib(room.total)} MiB ({parts}). Train at a smaller resolution, "
-            "with a lower rank or on fewer blocks, or take a smaller model."
-        )
-    ways = [f"{_mib(fixed + least)} MiB"]
-    if settings.checkpointing == "off":
-        ways.append("checkpointing auto")
-    share = max(room.passes, 0) / max(least, 1)
-    smaller = [math.floor(side * math.sqrt(share) / GRID) * GRID for side in pixels]
-    if min(smaller) >= GRID:
-        ways.append(f"pictures of about {smaller[0]} x {smaller[1]}")
-    elif room.passes <= 0:
-        ways.append("a smaller model, or a lower rank")
-    return (
-        f"Not enough memory: {head} takes {_mib(fixed + least)} MiB ({parts}, {_mib(least)} the pass), and {source} "
-        f"{_mib(room.total)} MiB. What would do: {'; or '.join(ways)}."
-    )
+    return _facts(loop, trained)
 
 
 def _room(loop: Loop, trained: Trainee) -> Room:
@@ -198,8 +157,7 @@ def _room(loop: Loop, trained: Trainee) -> Room:
     device, limit = trained.device, loop.plan.memory_limit * MIB
     module = _meter(device)
     if module is None:
-        model = trained.model
-        there = held([*model.parameters(), *model.buffers()]) + kept_now(loop)
+        there = held(trained.weights_there) + kept_now(loop)
         return Room(there, to_come(loop), limit, is_limit=True)
     there = int(module.memory_allocated(device))
     total = there + int(SPARE * mm.get_free_memory(device))
@@ -214,28 +172,30 @@ def _meter(device: torch.device) -> Any:
     return module if device.type != "cpu" and all(hasattr(module, n) for n in names) else None
 
 
-def _measure(
-    loop: Loop, trained: Trainee, item: int, poll: Callable[[], object]
-) -> Callable[[bool, int], int | None]:
-    module, device = _meter(trained.device), trained.device
+class _Rehearsal:
+    """Measured passes over one picture of a run.
 
-    def bytes_of(work: Callable[[], None]) -> int:
-        if module is None:
-            return peak(work, device)
-        module.reset_peak_memory_stats(device)
-        before = module.memory_allocated(device)
-        work()
-        return int(module.max_memory_allocated(device) - before)
+    Attributes:
+        order: The blocks in the order in which they would be checkpointed.
+    """
 
-    def measure(is_checkpointed: bool, pictures: int) -> int | None:
-        poll()
-        was = trained.is_checkpointed
-        trained.checkpointing(is_checkpointed)
+    def __init__(self, loop: Loop, trained: Trainee, item: int, poll: Callable[[], object]) -> None:
+        self._loop, self._trained, self._item, self._poll = loop, trained, item, poll
+        self._is_known = False  # which blocks write to their inputs
+        self.order = list(range(len(trained.blocks)))
+
+    def measure(self, checkpointed: int, pictures: int) -> int | None:
+        """Peak bytes of a pass with the first so many blocks of ``order`` checkpointed; None: out of memory."""
+        self._poll()
+        loop, trained = self._loop, self._trained
+        trained.checkpointing(_places(self.order, checkpointed))
         try:
-            if is_checkpointed and not was:
-                look(loop, item)  # blocks copy more in the first pass of all
+            if checkpointed and not self._is_known:
+                look(loop, self._item)  # blocks copy more in the first pass of all
+                self._is_known = True
             # Gradients are counted once, with what is to come.
-            return bytes_of(lambda: rehearse(loop, item, pictures)) - held(loop.parameters.values())
+            work = self._peak(lambda: rehearse(loop, self._item, pictures))
+            return work - held(loop.parameters.values())
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -243,22 +203,55 @@ def _measure(
         free()
         return None
 
-    return measure
+    def look_at(self) -> Blocks | None:
+        """What each block keeps, in ``order`` from here on; None where that cannot be found."""
+        self._poll()
+        trained = self._trained
+        trained.checkpointing(False)
+        try:
+            found = block_costs(
+                trained.diffusion_model,
+                trained.blocks,
+                lambda: look(self._loop, self._item, with_gradients=True),
+                self._loop.parameters.values(),
+            )
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            _log.warning("What each block keeps could not be measured: %s", error)
+            free()
+            return None
+        self.order = found.order
+        return found
+
+    def _peak(self, work: Callable[[], None]) -> int:
+        device = self._trained.device
+        module = _meter(device)
+        if module is None:
+            return peak(work, device)
+        module.reset_peak_memory_stats(device)
+        before = module.memory_allocated(device)
+        work()
+        return int(module.max_memory_allocated(device) - before)
 
 
-def _modes(settings: Plan, trained: Trainee) -> Sequence[bool]:
-    if settings.checkpointing != "auto":
-        return (settings.checkpointing == "on",)
-    try:
-        find_blocks(trained.diffusion_model)
-    except ValueError:
-        return (False,)
-    return (False, True)
+def _places(order: Sequence[int], checkpointed: int) -> bool | Sequence[int]:
+    """What ``Trainee.checkpointing`` takes for the first so many blocks."""
+    return checkpointed > 0 if checkpointed in (0, len(order)) else order[:checkpointed]
+
+
+def _modes(settings: Plan, trained: Trainee) -> Sequence[int]:
+    if settings.checkpointing == ON:
+        trained.checkpointing(True)  # or there are no blocks, and it says so
+    blocks = len(trained.blocks)
+    if settings.checkpointing == ON or trained.offloaded is not None:
+        return (blocks,)
+    return (0,) if settings.checkpointing == OFF or not blocks else (0, blocks)
 
 
 def _by_size(settings: Plan, trained: Trainee) -> bool:
-    if settings.checkpointing != "auto":
-        return settings.checkpointing == "on"
+    if settings.checkpointing != AUTO:
+        return settings.checkpointing == ON
     is_large = sum(p.numel() for p in trained.diffusion_model.parameters()) >= LARGE_MODEL
     return is_large and trained.device.type != "cpu"
 
@@ -267,7 +260,3 @@ def _pixels(loop: Loop, trained: Trainee, item: int) -> tuple[int, int]:
     shape: Any = loop.data.buckets[item]
     ratio = getattr(trained.latent_format, "spacial_downscale_ratio", 8)
     return int(shape[-1]) * ratio, int(shape[-2]) * ratio
-
-
-def _mib(size: int) -> str:
-    return f"{math.ceil(size / MIB):,}"

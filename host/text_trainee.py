@@ -13,15 +13,8 @@ from torch import nn
 
 from . import tokens
 from .conditioning import Encoded
-from .trainee import (
-    _forwards_of,
-    _is_dynamic,
-    _on_exit,
-    _own_weights,
-    _release,
-    _reload_all,
-    _unload,
-)
+from .lending import forwards_of, is_dynamic, on_exit, reload_all, unload
+from .residence import forget, give_back, own_weights
 
 
 class TextTrainee:
@@ -49,7 +42,7 @@ class TextTrainee:
 
         with torch.inference_mode(False), torch.no_grad():
             mm.load_models_gpu([self.clip.patcher, *self._beside], force_full_load=True)
-            _own_weights(self.clip.patcher)
+            own_weights(self.clip.patcher)
         for p in self.model.parameters():
             p.requires_grad_(False)
 
@@ -91,13 +84,14 @@ def text_trainee(clip: Any, beside: tuple[Any, ...] = ()) -> Iterator[TextTraine
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        residents = _unload(clip.patcher)
-        _on_exit(stack, lambda: _reload_all(residents))
-        clone = clip.clone(disable_dynamic=True) if _is_dynamic(clip.patcher) else clip.clone()
+        residents = unload(clip.patcher)
+        on_exit(stack, lambda: reload_all(residents))
+        clone = clip.clone(disable_dynamic=True) if is_dynamic(clip.patcher) else clip.clone()
         clone.cond_stage_model = clone.patcher.model
-        _on_exit(stack, lambda: _release(clone.patcher))
-        _own_weights(clone.patcher)
-        _on_exit(stack, _forwards_of(clone.patcher.model))
+        on_exit(stack, lambda: give_back(clone.patcher))
+        on_exit(stack, lambda: forget(clone.patcher))
+        own_weights(clone.patcher)
+        on_exit(stack, forwards_of(clone.patcher.model))
         out_of_place(clone.patcher.model)
         yield TextTrainee(clone, beside)
 

@@ -11,7 +11,7 @@ from ..trainers.data.order import Order
 from ..trainers.objectives import WEIGHTS, Objective
 from ..trainers.optimizers import SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
-from ..trainers.plan import CONTINUE, Plan
+from ..trainers.plan import AUTO, CONTINUE, Plan
 from .config import PRESERVE_PROMPTS, lines
 from .engine import (
     EXTRAS,
@@ -101,6 +101,7 @@ class TrainLora(io.ComfyNode):
                 *sockets(*LATER, optional=True),
                 *keeping("autosave_minutes", "save_every", "memory_limit"),
                 *sockets(*STARTS, optional=True),
+                field(Plan, "offload", optional=True, advanced=True),
             ],
             outputs=outputs(),
         )
@@ -142,6 +143,7 @@ class TrainLora(io.ComfyNode):
         save_every: int = 0,
         memory_limit: int = 0,
         start_from: Any = None,
+        offload: str = AUTO,
     ) -> io.NodeOutput:
         steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)
         plan = Plan(**taken(Plan, locals()))

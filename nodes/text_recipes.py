@@ -11,7 +11,7 @@ from ..adapters.tokens import Concept, Tokens
 from ..trainers.objectives import WEIGHTS, Objective
 from ..trainers.optimizers import SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
-from ..trainers.plan import CONTINUE, Plan
+from ..trainers.plan import AUTO, CONTINUE, Plan
 from .config import PRESERVE_PROMPTS, lines
 from .engine import (
     EXTRAS,
@@ -79,7 +79,7 @@ class TrainTextualInversion(io.ComfyNode):
                 field(Plan, "checkpointing", advanced=True),
                 text("name", LORA_NAME, "graft"),
                 *sockets(*LATER, optional=True),
-                *keeping("autosave_minutes", "save_every", "memory_limit"),
+                *keeping("autosave_minutes", "save_every", "memory_limit", "offload"),
                 socket(GraftTokens, "tokens", _MORE, optional=True),
             ],
             outputs=outputs(),
@@ -119,6 +119,7 @@ class TrainTextualInversion(io.ComfyNode):
         autosave_minutes: float = 10.0,
         save_every: int = 0,
         memory_limit: int = 0,
+        offload: str = AUTO,
         tokens: Any = None,
     ) -> io.NodeOutput:
         steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)
@@ -193,7 +194,7 @@ class TrainPivotal(io.ComfyNode):
                 text("name", LORA_NAME, "graft"),
                 text("preserve_prompts", PRESERVE_PROMPTS, multiline=True, advanced=True),
                 *sockets(*LATER, optional=True),
-                *keeping("autosave_minutes", "save_every", "memory_limit"),
+                *keeping("autosave_minutes", "save_every", "memory_limit", "offload"),
                 *sockets(*STARTS, optional=True),
                 socket(GraftTokens, "tokens", _MORE, optional=True),
             ],
@@ -241,6 +242,7 @@ class TrainPivotal(io.ComfyNode):
         autosave_minutes: float = 10.0,
         save_every: int = 0,
         memory_limit: int = 0,
+        offload: str = AUTO,
         start_from: Any = None,
         tokens: Any = None,
     ) -> io.NodeOutput:

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..adapters.lora import LoRA
 from ..trainers.objectives import Objective
 from ..trainers.optimizers import Optimizer
-from ..trainers.plan import CONTINUE, Plan
+from ..trainers.plan import AUTO, CONTINUE, Plan
 from .engine import (
     EXTRAS,
     HIDDEN,
@@ -101,7 +101,9 @@ class Train(io.ComfyNode):
                     "save_every",
                     "memory_limit",
                 ),
-                *sockets(*STARTS, *TEXTS, optional=True),
+                *sockets(*STARTS, optional=True),
+                field(Plan, "offload", optional=True, advanced=True),
+                *sockets(*TEXTS, optional=True),
             ],
             outputs=outputs(),
         )
@@ -144,6 +146,7 @@ class Train(io.ComfyNode):
         save_every: int = 0,
         memory_limit: int = 0,
         start_from: Any = None,
+        offload: str = AUTO,
         tokens: Any = None,
         text_network: Any = None,
     ) -> io.NodeOutput:

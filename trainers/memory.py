@@ -2,7 +2,8 @@
 """What a run does when the device's memory runs out in the middle of a step.
 
 The step begins again with half the micro-batch and as many more of them: every draw is keyed by its slot, so that this
-is the same mathematics. At a micro-batch of 1 gradient checkpointing is turned on; after that the run ends.
+is the same mathematics. At a micro-batch of 1 gradient checkpointing of all blocks is turned on, then the weights of
+the blocks go to the CPU where that is possible; after that the run ends.
 """
 
 import gc
@@ -32,8 +33,11 @@ class Relief:
     Attributes:
         is_out: Whether an error says that the memory has run out.
         free: Gives back what nothing uses any more.
-        checkpoint: Turns gradient checkpointing on; False when it was on. Raises a ``ValueError`` where it cannot.
+        checkpoint: Turns gradient checkpointing of all blocks on; False when it was on. Raises a ``ValueError`` where
+            it cannot.
         error: What the run ends with, from the message.
+        offload: Moves weights to the CPU; False where that is done, or must not be. Raises a ``ValueError`` where it
+            cannot.
     """
 
     is_out: Callable[[Exception], bool] = lambda error: isinstance(
@@ -42,6 +46,7 @@ class Relief:
     free: Callable[[], object] = gc.collect
     checkpoint: Callable[[], bool] = lambda: False
     error: Callable[[str], Exception] = OutOfMemory
+    offload: Callable[[], bool] = lambda: False
 
 
 class Memory:
@@ -128,23 +133,29 @@ class Memory:
                 f"{self.micro_batch}, and more passes in a step. The result is the same. ({said})"
             )
         else:
-            why = self._checkpoint()
-            if why:
-                raise self._relief.error(self._end(where, said, why))
             text = (
-                f"Out of memory {where} with 1 picture in a forward pass: gradient checkpointing is on from here on, "
+                f"Out of memory {where} with 1 picture in a forward pass: {self._help(where, said)} from here on, "
                 f"which is slower. The result is the same. ({said})"
             )
         self.told.append(text)
         self._sink(Warned(text))
         self.changed()
 
-    def _checkpoint(self) -> str:
-        """Turn checkpointing on; why not, when that is no way out."""
-        try:
-            return "" if self._relief.checkpoint() else "gradient checkpointing is on"
-        except ValueError as error:
-            return str(error)
+    def _help(self, where: str, said: str) -> str:
+        """Do what makes a pass of one picture smaller, and say what; raise where nothing does."""
+        reasons: list[str] = []
+        for help_, done in (
+            (self._relief.checkpoint, "gradient checkpointing is on"),
+            (self._relief.offload, "the weights of the blocks are on the CPU"),
+        ):
+            try:
+                if help_():
+                    self._tried.append(done)
+                    return done
+                reasons.append("" if reasons else done)
+            except ValueError as error:
+                reasons.append(str(error))
+        raise self._relief.error(self._end(where, said, reasons[0]))
 
     def _end(self, where: str, said: str, why: str) -> str:
         tried = ", then ".join(dict.fromkeys(self._tried))

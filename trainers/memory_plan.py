@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large a micro-batch fits, and whether blocks have to be recomputed: found before the first step.
+"""How large a micro-batch fits, and which blocks have to be recomputed: found before the first step.
 
 The memory of a step is that of the weights, the gradients, the optimizer's state, and what one forward and backward
 pass makes; the last grows by the same bytes with each picture. So two passes, over 1 and 2 pictures of the largest
 size, tell what any number of them takes. The effective batch stays, and with it the mathematics.
+
+Where at least one picture fits without checkpointing, the effective batch goes through in as few passes as fit so.
+Where none does, one picture goes through at a time, and as few blocks are recomputed as make it fit: those first that
+give back the most bytes for the work of computing them again.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +22,8 @@ from .optimizers import Optimizer
 from .random import Draws
 
 MIB = 2**20
-Measure = Callable[[bool, int], int | None]
+TRIES = 5  # passes that are measured to find the fewest blocks
+Measure = Callable[[int, int], int | None]
 
 
 @dataclass(frozen=True)
@@ -39,34 +44,72 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """What the blocks of a network keep for the backward pass of one picture.
+
+    Attributes:
+        saved: Bytes by block, in the order in which they are computed.
+        work: What computing each again costs, in any unit.
+    """
+
+    saved: Sequence[int]
+    work: Sequence[int]
+
+    @property
+    def order(self) -> list[int]:
+        """The blocks by the bytes that checkpointing them gives back for a unit of work, the most first."""
+        return sorted(
+            range(len(self.saved)), key=lambda i: (-self.saved[i] / max(self.work[i], 1), i)
+        )
+
+    def kept(self, checkpointed: Collection[int]) -> int:
+        """The most bytes of all blocks' together in the backward pass.
+
+        It goes from the last block to the first: when a checkpointed block is computed again, its bytes are there for a
+        while, and those of the blocks before it that are not checkpointed still are.
+
+        Args:
+            checkpointed: Blocks that are computed again.
+
+        Returns:
+            Bytes.
+        """
+        below, most = 0, 0
+        for i, size in enumerate(self.saved):
+            most = max(most, below + size)
+            below += 0 if i in checkpointed else size
+        return most
+
+
+@dataclass(frozen=True)
 class Choice:
-    """What fits: ``micro_batch`` is 0 where nothing does. ``passes`` has the estimates by checkpointing."""
+    """What fits: ``micro_batch`` is 0 where nothing does. ``passes`` has the estimates by blocks checkpointed."""
 
     micro_batch: int
-    is_checkpointed: bool
-    passes: Mapping[bool, Estimate]
+    checkpointed: int
+    passes: Mapping[int, Estimate]
 
 
-def estimate(measure: Measure, is_checkpointed: bool, wish: int, room: int) -> Estimate | None:
+def estimate(measure: Measure, checkpointed: int, wish: int, room: int) -> Estimate | None:
     """Measure passes over one and two pictures.
 
     Args:
-        measure: Peak bytes of a pass, by checkpointing and number of pictures; None where the memory runs out.
-        is_checkpointed: Whether blocks are recomputed.
+        measure: Peak bytes of a pass, by blocks checkpointed and number of pictures; None where the memory runs out.
+        checkpointed: How many blocks are recomputed.
         wish: The most pictures that are wanted.
         room: Bytes that there are.
 
     Returns:
         The peak by the number of pictures; None when not even one can be measured.
     """
-    one = measure(is_checkpointed, 1)
+    one = measure(checkpointed, 1)
     if one is None:
         return None
     if wish == 1 or one >= room:
         return Estimate(
             0, one
         )  # all of it is taken for the picture's: too much for several, never too little
-    two = measure(is_checkpointed, 2)
+    two = measure(checkpointed, 2)
     if two is None:
         return Estimate(0, one, most=1)
     each = max(two - one, 0)
@@ -74,32 +117,86 @@ def estimate(measure: Measure, is_checkpointed: bool, wish: int, room: int) -> E
 
 
 def choose(
-    measure: Measure, wish: int, effective: int, room: int, modes: Sequence[bool] = (False, True)
+    measure: Measure,
+    wish: int,
+    effective: int,
+    room: int,
+    modes: Sequence[int],
+    look_at: Callable[[], Blocks | None] = lambda: None,
 ) -> Choice:
-    """The largest micro-batch that fits, without checkpointing if that is possible at all.
+    """The largest micro-batch that fits without checkpointing, else one picture with as few blocks as make it fit.
 
     Args:
-        measure: As for ``estimate``.
+        measure: As for ``estimate``; of several blocks it takes the first of ``Blocks.order``.
         wish: The micro-batch that is wanted.
         effective: Pictures in a step; a smaller micro-batch is chosen to cut them into even parts.
         room: Bytes that there are for a pass.
-        modes: Whether to checkpoint, in the order of preference.
+        modes: How many blocks to checkpoint, in the order of preference; with more than one, the last is all of them.
+        look_at: What the blocks keep; asked where no mode but the last fits. None: that is not known.
 
     Returns:
         What to train with.
     """
-    passes: dict[bool, Estimate] = {}
-    for is_checkpointed in modes:
-        found = estimate(measure, is_checkpointed, wish, room)
+    passes: dict[int, Estimate] = {}
+    for checkpointed in modes:
+        is_last_of_several = checkpointed == modes[-1] and len(modes) > 1
+        blocks = look_at() if is_last_of_several else None
+        most = 1 if blocks is not None else wish
+        found = estimate(measure, checkpointed, most, room)
         if found is None:
             continue
-        passes[is_checkpointed] = found
-        size = found.largest(room, wish)
+        passes[checkpointed] = found
+        size = found.largest(room, most)
+        if size and blocks is not None:
+            none = passes[modes[0]](1) if modes[0] in passes else None
+            fewest, needs = fewest_blocks(measure, blocks, (none, found(1)), room)
+            passes[fewest] = Estimate(0, needs)
+            return Choice(1, fewest, passes)
         if 0 < size < wish:
             size = math.ceil(effective / math.ceil(effective / size))
         if size:
-            return Choice(size, is_checkpointed, passes)
+            return Choice(size, checkpointed, passes)
     return Choice(0, modes[-1], passes)
+
+
+def fewest_blocks(
+    measure: Measure, blocks: Blocks, ends: tuple[int | None, int], room: int
+) -> tuple[int, int]:
+    """The fewest blocks of ``Blocks.order`` whose checkpointing makes one picture fit.
+
+    What a number of blocks needs is foretold from the bytes that they keep, in proportion between two numbers that were
+    measured, and then measured itself.
+
+    Args:
+        measure: As for ``choose``.
+        blocks: What the blocks keep.
+        ends: Peak bytes with no block checkpointed, which do not fit (None: more than there are), and with all, which
+            do.
+        room: Bytes that there are for a pass.
+
+    Returns:
+        How many, and the peak that was measured with them.
+    """
+    order = blocks.order
+    kept = [blocks.kept(order[:count]) for count in range(len(order) + 1)]
+    (needs_more, needs), (too_few, enough) = ends, (0, len(order))
+    least = 0
+    for _ in range(TRIES):
+        span = kept[too_few] - kept[enough]
+        slope = 1.0 if needs_more is None or not span else (needs_more - needs) / span
+        allowed = kept[enough] + (room - needs) / max(slope, 1e-9)
+        untried = range(max(too_few + 1, least), enough)
+        count, least = next((n for n in untried if kept[n] <= allowed), None), 0
+        if count is None:
+            break
+        measured = measure(count, 1)
+        if measured is not None and measured <= room:
+            enough, needs = count, measured
+            continue
+        too_few, needs_more = count, measured
+        if measured is None:  # by how much it was too large is not known
+            least = (count + enough + 1) // 2
+    return enough, needs
 
 
 def rehearse(loop: Loop, item: int, pictures: int) -> None:
@@ -119,12 +216,12 @@ def rehearse(loop: Loop, item: int, pictures: int) -> None:
         loop.drop()
 
 
-def look(loop: Loop, item: int) -> None:
-    """Do one forward pass of a picture without gradients."""
+def look(loop: Loop, item: int, *, with_gradients: bool = False) -> None:
+    """Do one forward pass of a picture, without gradients unless they are asked for."""
     draws = Draws(loop.plan.seed, loop.step, [0], loop.plan.effective_batch)
     batch = next(iter(loop.data.batches([item], draws)))
     noised = loop.objective.noised(loop.denoiser, batch.latents, draws)
-    with torch.no_grad():
+    with torch.set_grad_enabled(with_gradients):
         loop.denoiser(noised.x, noised.sigma, batch.cond)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from ..registry import check_limits, option
 
 PRECISIONS = ("auto", "bf16", "fp32")
-CHECKPOINTING = ("auto", "on", "off")
+AUTO, ON, OFF = "auto", "on", "off"
+CHECKPOINTING = OFFLOAD = (AUTO, ON, OFF)
 CONTINUE, FRESH = "continue", "start fresh"
 
 
@@ -28,7 +29,9 @@ class Plan:
         "auto", "Precision of the frozen model's computations.", choices=PRECISIONS
     )
     checkpointing: str = option(
-        "auto", "Recompute activations block by block to save memory.", choices=CHECKPOINTING
+        "auto",
+        "Recompute activations block by block to save memory. auto: of as few blocks as one picture needs to fit.",
+        choices=CHECKPOINTING,
     )
 
     validate_every: int = option(
@@ -96,8 +99,26 @@ class Plan:
         max=2**31 - 1,
     )
 
+    offload: str = option(
+        AUTO,
+        "Keep the weights of the model's blocks on the CPU and copy them to the GPU as they are needed, with all "
+        "blocks checkpointed: slower, for models that do not fit. auto: only where not one picture fits without.",
+        repr=False,
+        choices=OFFLOAD,
+    )
+
     def __post_init__(self) -> None:
         check_limits(self)
+        if self.offload == ON and self.checkpointing == OFF:
+            raise ValueError(
+                "offload is on and checkpointing is off, but weights on the CPU need checkpointing: set checkpointing "
+                "to auto or on, or offload to auto or off."
+            )
+
+    @property
+    def may_offload(self) -> str:
+        """``offload``, which needs checkpointing."""
+        return OFF if self.checkpointing == OFF else self.offload
 
     @property
     def effective_batch(self) -> int:

@@ -71,6 +71,36 @@ def test_same_gradients_as_without(family, attach_first):
     assert_equal(ours[1], plain)
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_any_of_the_blocks_give_the_same_gradients(family):
+    """One after another, then others: those and no others are replaced, and no bit changes."""
+    with trainee(tiny.model(family), precision="fp32") as t:
+        adapters = tiny.Attached(t.diffusion_model, dropout=0.3)
+        plain, count = run(t, family, adapters), len(t.blocks)
+        for places in ([0], range(0, count, 2), range(1, count, 2), True, [count - 1], False):
+            t.checkpointing(places)
+            wanted = range(count) if places is True else places or ()
+            assert t.checkpointed == len(wanted)
+            for place, block in enumerate(t.blocks):
+                assert ("forward" in block.__dict__) == (place in wanted)
+            assert_equal(run(t, family, adapters), plain)
+        adapters.remove()
+
+
+def test_what_is_known_of_a_block_outlives_its_turn():
+    """A block that was on before keeps no copies in its first pass with gradients."""
+    net, options = Writer(), {}
+    recompute = Checkpointing(net)
+    recompute.on()
+    with torch.no_grad():
+        net(torch.ones(2, 4), options)
+    recompute.on([1])
+    recompute.on([0, 1])
+    assert [block.forward.writes for block in net.blocks[:2]] == [True, True]
+    recompute.off()
+    assert recompute.count == 0
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
 def test_peak_memory_is_lower(family):
     peaks = []

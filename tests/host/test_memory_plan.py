@@ -54,21 +54,21 @@ def loop_on(trained, family, **plan):
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
 def test_two_passes_predict_what_other_batch_sizes_take(family):
     """Against bytes counted at 4 and 5 pictures: within 5 % (2 % is the most that was seen, sd3's)."""
-    from graft.host.memory_plan import _measure
+    from graft.host.memory_plan import _Rehearsal
     from graft.host.trainee import trainee
     from graft.trainers.memory_plan import estimate
 
     with trainee(tiny.model(family), precision="fp32") as trained:
         loop = loop_on(trained, family, batch_size=8)
-        measure = _measure(loop, trained, 0, lambda: None)
-        at_four = {}
-        for is_checkpointed in (False, True):
-            found = estimate(measure, is_checkpointed, 8, 10**12)
+        measure = _Rehearsal(loop, trained, 0, lambda: None).measure
+        at_four, blocks = {}, len(trained.blocks)
+        for checkpointed in (0, blocks):
+            found = estimate(measure, checkpointed, 8, 10**12)
             for pictures in (4, 5):
-                counted = measure(is_checkpointed, pictures)
-                assert found(pictures) == pytest.approx(counted, rel=0.05), is_checkpointed
-            at_four[is_checkpointed] = found(4)
-        assert at_four[True] < 0.85 * at_four[False]
+                counted = measure(checkpointed, pictures)
+                assert found(pictures) == pytest.approx(counted, rel=0.05), checkpointed
+            at_four[checkpointed] = found(4)
+        assert at_four[blocks] < 0.85 * at_four[0]
         loop.network.remove()
 
 
@@ -128,11 +128,16 @@ def test_nothing_is_measured_on_a_cpu_without_a_limit(wires, output, monkeypatch
 def plan_of(report):
     text = next(line for line in report.splitlines() if line.startswith("memory plan"))
     size, wish, mode = re.match(
-        r"memory plan: (\d+) of (\d+) pictures .* checkpointing (\w+)", text
+        r"memory plan: (\d+) of (\d+) pictures .* checkpointing (on|off|\d+ of \d+ blocks):", text
     ).groups()
     assert wish == "4"
     total = int(re.search(r"([\d,]+) of [\d,]+ MiB", text).group(1).replace(",", ""))
     return int(size), mode, total
+
+
+def mode_of(trained):
+    count, blocks = trained.checkpointed, len(trained.blocks)
+    return "off" if not count else "on" if count == blocks else f"{count} of {blocks} blocks"
 
 
 def test_less_and_less_memory_makes_passes_smaller_and_then_checkpoints_until_it_is_refused():
@@ -142,7 +147,7 @@ def test_less_and_less_memory_makes_passes_smaller_and_then_checkpoints_until_it
     seen = []
     with trainee(tiny.model("sdxl"), precision="fp32") as trained:
         for limit in (1000, *range(14, 0, -1)):
-            loop = loop_on(trained, "sdxl", memory_limit=limit)
+            loop = loop_on(trained, "sdxl", memory_limit=limit, offload="off")
             try:
                 text = memory_plan.plan(loop, trained)["memory plan"]
             except ValueError as error:
@@ -151,10 +156,59 @@ def test_less_and_less_memory_makes_passes_smaller_and_then_checkpoints_until_it
             finally:
                 loop.network.remove()
             seen.append(plan_of(text)[:2])
-            assert seen[-1] == (loop.memory.micro_batch, "on" if trained.is_checkpointed else "off")
+            assert seen[-1] == (loop.memory.micro_batch, mode_of(trained))
             assert plan_of(text)[2] <= limit
-    assert list(dict.fromkeys(seen)) == [(4, "off"), (2, "off"), (1, "off"), (1, "on")]
-    assert f"memory_limit allows {limit} MiB. What would do: {limit + 1} MiB" in refused
+    told = list(dict.fromkeys(seen))
+    assert told[:3] == [(4, "off"), (2, "off"), (1, "off")]
+    some = [int(mode.split()[0]) for _, mode in told[3:] if mode != "on"]
+    assert some == sorted(some) and some and 0 < some[0] < len(trained.blocks)
+    assert f"memory_limit allows {limit} MiB. What would do: {limit + 1} MiB; or offload" in refused
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_what_blocks_keep_foretells_what_checkpointing_them_saves(family):
+    """One block at a time: a measured pass falls by the bytes found, to the byte until the last two blocks, whose own
+    backward pass is where the peak is."""
+    from graft.host.memory_plan import _Rehearsal
+    from graft.host.trainee import trainee
+
+    with trainee(tiny.model(family), precision="fp32") as trained:
+        loop = loop_on(trained, family)
+        tried = _Rehearsal(loop, trained, 0, lambda: None)
+        found, blocks = tried.look_at(), len(trained.blocks)
+        assert len(found.saved) == len(found.work) == blocks and min(found.work) > 0
+        tried.measure(blocks, 1)
+        whole = tried.measure(0, 1)
+        every = found.kept(())
+        for place in range(blocks):
+            tried.order = [place, *(i for i in range(blocks) if i != place)]
+            fell = whole - tried.measure(1, 1)
+            if place < blocks - 2:
+                assert fell == found.saved[place]
+            assert fell == pytest.approx(every - found.kept({place}), abs=0.02 * whole)
+        loop.network.remove()
+
+
+@pytest.mark.parametrize("share", [0.35, 0.7])
+def test_no_fewer_blocks_would_have_done(share):
+    """Between what a pass takes with all blocks checkpointed and with none: with one block less it does not fit."""
+    from graft.host.memory_plan import _Rehearsal
+    from graft.host.trainee import trainee
+    from graft.trainers.memory_plan import choose
+
+    with trainee(tiny.model("sdxl"), precision="fp32") as trained:
+        loop = loop_on(trained, "sdxl")
+        tried, blocks = _Rehearsal(loop, trained, 0, lambda: None), len(trained.blocks)
+        least, whole = tried.measure(blocks, 1), tried.measure(0, 1)
+        room = int(least + share * (whole - least))
+        choice = choose(tried.measure, 4, 4, room, (0, blocks), tried.look_at)
+        assert choice.micro_batch == 1 and 0 < choice.checkpointed < blocks
+        assert (
+            tried.measure(choice.checkpointed, 1)
+            <= room
+            < tried.measure(choice.checkpointed - 1, 1)
+        )
+        loop.network.remove()
 
 
 def test_a_limit_changes_no_result_and_nothing_is_written_where_it_is_too_low(wires, output):
@@ -188,25 +242,23 @@ def test_a_refusal_names_pictures_that_would_fit_and_they_do():
     from graft.trainers.plan import Plan
 
     room = Room(100 * MIB, 20 * MIB, 300 * MIB, True)
-    choice = Choice(0, True, {True: Estimate(0, 720 * MIB), False: Estimate(0, 2000 * MIB)})
-    text = refusal(choice, room, Plan(memory_limit=300), (1024, 768))
+    choice = Choice(0, 34, {34: Estimate(0, 720 * MIB), 0: Estimate(0, 2000 * MIB)})
+    text = refusal(choice, 34, room, Plan(memory_limit=300), (1024, 768))
     assert "takes 840 MiB" in text and "memory_limit allows 300 MiB" in text
     assert "What would do: 840 MiB; or pictures of about 512 x 384." in text
-    off = refusal(
-        Choice(0, False, {False: choice.passes[False]}),
-        room,
-        Plan(checkpointing="off"),
-        (1024, 768),
-    )
+    without = Choice(0, 0, {0: choice.passes[0]})
+    off = refusal(without, 34, room, Plan(checkpointing="off"), (1024, 768))
     assert "without gradient checkpointing" in off and "checkpointing auto" in off
-    tight = refusal(choice, Room(400 * MIB, 20 * MIB, 300 * MIB, True), Plan(), (1024, 768))
+    assert "offload auto" in refusal(choice, 34, room, Plan(offload="off"), (1024, 768))
+    full = Room(400 * MIB, 20 * MIB, 300 * MIB, True)
+    tight = refusal(choice, 34, full, Plan(), (1024, 768))
     assert "a smaller model" in tight and "pictures of about" not in tight
-    unknown = refusal(Choice(0, True, {}), room, Plan(), (1024, 768))
+    unknown = refusal(Choice(0, 34, {}), 34, room, Plan(), (1024, 768))
     assert "Out of memory with one picture of 1024 x 768" in unknown
 
 
 class Accelerator:
-    """What torch.cuda tells of a device on which a pass takes ``cost(pictures, checkpointed)`` bytes."""
+    """What torch.cuda tells of a device on which a pass takes ``cost(pictures, share checkpointed)`` bytes."""
 
     def __init__(self, cost, weights):
         self.cost, self.weights, self.top, self.resets = cost, weights, 0, 0
@@ -230,51 +282,88 @@ def gpu(monkeypatch):
 
         from graft.host import memory_plan
 
-        weights = 4900 * MIB
-        device = Accelerator(lambda n, on: (300 + n * (1900 if on else 9000)) * MIB, weights)
+        weights, apart = 4900 * MIB, 900 * MIB
+        device = Accelerator(lambda n, share: (300 + n * int(9000 - 7100 * share)) * MIB, weights)
         passes, real = [], memory_plan.rehearse
 
         def rehearse(loop, item, pictures):
-            is_checkpointed = trained.is_checkpointed
-            passes.append((is_checkpointed, pictures))
-            device.top = weights + device.cost(pictures, is_checkpointed)
+            passes.append((trained.checkpointed, pictures))
+            share = trained.checkpointed / len(trained.blocks)
+            there = apart if trained.offloaded else weights
+            device.weights = there
+            device.top = there + device.cost(pictures, share)
             if device.top > size * MIB:
                 raise mm.OOM_EXCEPTION("CUDA out of memory.")
             real(loop, item, pictures)
 
+        def moved():
+            device.weights = apart
+            real_offload()
+
+        real_offload, trained.offload = trained.offload, moved
         monkeypatch.setattr(memory_plan, "_meter", lambda _: device)
         monkeypatch.setattr(memory_plan, "rehearse", rehearse)
-        monkeypatch.setattr(mm, "get_free_memory", lambda *args: size * MIB - weights)
+        monkeypatch.setattr(mm, "get_free_memory", lambda *args: size * MIB - device.weights)
         return passes
 
     return make
 
 
+ALL = 15  # blocks of the tiny SDXL
+
+
 @pytest.mark.parametrize(
     "size,plan,expected,measured",
     [
-        (80000, {}, (4, False), [(False, 1), (False, 2)]),
-        (30000, {}, (2, False), [(False, 1), (False, 2)]),
-        (24000, {}, (1, False), [(False, 1), (False, 2)]),  # 2 pictures run out of memory
-        (16000, {}, (1, False), [(False, 1), (False, 2)]),
-        (12000, {}, (2, True), [(False, 1), (True, 1), (True, 2)]),
-        (8000, {}, (1, True), [(False, 1), (True, 1), (True, 2)]),
-        (12000, {"batch_size": 1, "accumulate": 4}, (1, True), [(False, 1), (True, 1)]),
-        (30000, {"checkpointing": "on"}, (4, True), [(True, 1), (True, 2)]),
-        (24000, {"memory_limit": 12000}, (2, True), [(False, 1), (True, 1), (True, 2)]),
+        (80000, {}, (4, 0), [(0, 1), (0, 2)]),
+        (30000, {}, (2, 0), [(0, 1), (0, 2)]),
+        (24000, {}, (1, 0), [(0, 1), (0, 2)]),  # 2 pictures run out of memory
+        (16000, {}, (1, 0), [(0, 1), (0, 2)]),
+        # 4900 + 0.9 * 7100 leave 6390: 300 + 9000 - 7100 k / 15 does from k = 7 on
+        (12000, {}, (1, 7), None),
+        (8000, {}, (1, 14), None),  # 2790: k = 14
+        (12000, {"batch_size": 1, "accumulate": 4}, (1, 7), None),
+        (30000, {"checkpointing": "on"}, (4, ALL), [(ALL, 1), (ALL, 2)]),
+        (24000, {"memory_limit": 12000}, (1, 5), None),  # 7100 leave out no spare: k = 5
     ],
 )
 def test_a_gpus_own_figures_decide(gpu, size, plan, expected, measured):
     from graft.host import memory_plan
     from graft.host.trainee import trainee
+    from graft.trainers.memory_plan import TRIES
 
     with trainee(tiny.model("sdxl"), precision="fp32") as trained:
         loop = loop_on(trained, "sdxl", **plan)
         passes = gpu(size, loop, trained)
         facts = memory_plan.plan(loop, trained)
-        assert (loop.memory.micro_batch, trained.is_checkpointed) == expected
-        assert passes == measured
-        assert facts["gradient checkpointing"] is expected[1]
+        assert len(trained.blocks) == ALL
+        count = trained.checkpointed
+        assert loop.memory.micro_batch == expected[0] and trained.offloaded is None
+        # The blocks' real bytes foretell these figures badly, which takes one block more at times.
+        assert count == expected[1] or (measured is None and count == expected[1] + 1)
+        assert passes == measured or (measured is None and passes[:2] == [(0, 1), (ALL, 1)])
+        assert len(passes) <= 2 + TRIES
+        assert facts["gradient checkpointing"] == (
+            f"{count} of {ALL} blocks" if 0 < count < ALL else count > 0
+        )
+        assert loop.run() and all(map(math.isfinite, loop.losses))
+        loop.network.remove()
+
+
+def test_a_gpu_on_which_nothing_fits_gets_the_weights_of_a_block_at_a_time(gpu):
+    """4,000 MiB hold neither the 4,900 of the weights nor, with 900 of them, more than one picture of 1,900."""
+    from graft.host import memory_plan
+    from graft.host.trainee import trainee
+
+    with trainee(tiny.model("sdxl"), precision="fp32") as trained:
+        loop, told = loop_on(trained, "sdxl"), []
+        passes = gpu(4000, loop, trained)
+        facts = memory_plan.plan(loop, trained, tell=told.append)
+        assert trained.offloaded is not None
+        assert (loop.memory.micro_batch, trained.checkpointed) == (1, ALL)
+        assert passes[-2:] == [(ALL, 1), (ALL, 2)]
+        assert facts["offload"] in loop.memory.told and "15 blocks" in facts["offload"]
+        assert any("on the CPU" in text for text in told)
         assert loop.run() and all(map(math.isfinite, loop.losses))
         loop.network.remove()
 
@@ -284,7 +373,7 @@ def test_a_gpu_on_which_nothing_fits_refuses_before_the_first_step(gpu):
     from graft.host.trainee import trainee
 
     with trainee(tiny.model("sdxl"), precision="fp32") as trained:
-        loop = loop_on(trained, "sdxl")
+        loop = loop_on(trained, "sdxl", offload="off")
         gpu(5000, loop, trained)
         with pytest.raises(ValueError, match="Out of memory with one picture of 64 x 64"):
             memory_plan.plan(loop, trained)
@@ -298,10 +387,10 @@ def test_a_gpu_on_which_it_is_tight_is_tried_with_a_warning(gpu):
     from graft.host.trainee import trainee
 
     with trainee(tiny.model("sdxl"), precision="fp32") as trained:
-        loop, warned = loop_on(trained, "sdxl"), []
+        loop, warned = loop_on(trained, "sdxl", offload="off"), []
         gpu(7200, loop, trained)
         memory_plan.plan(loop, trained, warn=warned.append)
-        assert (loop.memory.micro_batch, trained.is_checkpointed) == (1, True)
+        assert (loop.memory.micro_batch, trained.checkpointed) == (1, ALL)
         assert "It is tried all the same" in warned[0]
         loop.network.remove()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is out of memory in mid step goes on as if it had not been; the oracle is the undisturbed run."""
 
+import dataclasses
 import gc
 import itertools
 import weakref
@@ -205,6 +206,24 @@ def test_nothing_left_to_try_is_a_clear_end_with_the_weights_before_the_step(can
     for key, value in whole.network.tensors().items():
         assert torch.equal(loop.network.tensors()[key], value)
     assert loop.losses == whole.losses
+
+
+def test_weights_go_to_the_cpu_when_checkpointing_does_not_do():
+    """1/4 of a picture fits: 1/2 with checkpointing, one with the weights elsewhere, too."""
+    loop, whole, moved = make(lambda step, call: 0.25 if step >= 2 else 99), make(), []
+
+    def offload():
+        moved.append(loop.step)
+        loop.denoiser.room = lambda step, call: 99
+        return True
+
+    relief = loop.memory._relief
+    loop.memory._relief = dataclasses.replace(relief, offload=offload)
+    loop.run()
+    whole.run()
+    assert moved == [2]
+    assert ["CPU" in text for text in warnings(loop)] == [False, False, False, True]
+    assert_same(loop, whole)
 
 
 def test_a_model_without_blocks_says_so_at_the_end():
