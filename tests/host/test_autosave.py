@@ -92,7 +92,7 @@ def test_a_run_cut_off_after_its_last_step_hands_over_its_last_pictures(
 
     shown = {"preview": Preview(("a zork",), steps=1, every=3, at_start=False)}
     whole = train(dataclasses.replace(request_of(), **shown))
-    real, calls = result.apply, []
+    real, calls = result.apply_both, []
 
     def fail(*args):
         calls.append(1)
@@ -101,7 +101,7 @@ def test_a_run_cut_off_after_its_last_step_hands_over_its_last_pictures(
         return real(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(result, "apply", fail)
+        patched.setattr(result, "apply_both", fail)
         with pytest.raises(Cut, match="after 6 steps is kept in .* goes on from there"):
             train(dataclasses.replace(request_of(), **shown))
     again = train(dataclasses.replace(request_of(), **shown))

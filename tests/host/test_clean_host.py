@@ -34,7 +34,7 @@ PLACES = {
     "rows of a preview": ("graft.host.picture_rows", "_latents", 1),
     "decode a preview": ("graft.host.preview", "decoded", 1),
     "save a preview": ("graft.host.preview", "save_samples", 1),
-    "apply the result": ("graft.host.result", "apply", 0),
+    "apply the result": ("graft.host.result", "apply_both", 0),
     "check the file": ("graft.host.result", "self_check", 0),
     "compare MODEL out": ("graft.host.comparison", "difference", 0),
     "report": ("graft.host.plots", "smoothed", 0),

@@ -267,8 +267,12 @@ def test_model_out_draws_what_the_trainee_drew(wires, output, family, shown, mon
     sigmas = torch.tensor([5.0, 1.0, 0.0])
     outcome = train(wires, family, **shown, sampler=sampler, sigmas=sigmas)
     assert compared(outcome.report) <= 1e-3
-    real = result.apply
-    monkeypatch.setattr(result, "apply", lambda model, lora: (model, real(model, lora)[1]))
+    real = result.apply_both
+
+    def unpatched(model, clip, lora):
+        return model, clip, real(model, clip, lora)[2]
+
+    monkeypatch.setattr(result, "apply_both", unpatched)
     assert compared(train(wires, family, **shown).report) > 0.01
 
 
@@ -403,7 +407,7 @@ def test_a_full_disk_costs_no_finished_work(wires, output, monkeypatch):
 def test_a_file_that_cannot_be_read_again_costs_no_outputs(wires, output, monkeypatch):
     from graft.host import result
 
-    def broken(path, model):
+    def broken(path, *wires):
         raise ValueError(f"'{path.name}' cannot be opened again: cut off")
 
     monkeypatch.setattr(result, "self_check", broken)
