@@ -63,6 +63,7 @@ def fuzz(cases, strategy, check):
     grown = peak_bytes() - before
     assert grown < MOST_BYTES, f"memory grew by {grown / 2**20:.0f} MiB"
     assert taken[0] + refused[0]
+    print(f"cases: {taken[0]} taken, {refused[0]} refused, {grown / 2**20:.0f} MiB more")
     return taken[0], refused[0]
 
 
