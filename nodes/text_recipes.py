@@ -251,7 +251,8 @@ class TrainPivotal(io.ComfyNode):
             "network": LoRA(rank, alpha, blocks),
             "objective": _objective(weight, preserve, preserve_prompts),
             "optimizer": _optimizer(learning_rate, schedule, token_learning_rate, pivot),
-            **{"validation": validation, "start_from": start_from},
+            "validation": validation,
+            "start_from": start_from,
             "tokens": _together(token, vectors, init, tokens),
         }
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)

@@ -61,7 +61,8 @@ def test_names_that_are_no_files_are_refused(nodes, name):
 
 @pytest.mark.parametrize("algorithm", ["adamw", "prodigy", "schedule-free-adamw"])
 def test_three_and_three_through_a_file_are_six(nodes, algorithm):
-    """With buckets, masks, captions that vary, class images, accumulation, averages; twice in a row."""
+    """With dropout, buckets, masks, captions that vary, class images, preservation, accumulation, averages; twice."""
+    from graft.adapters.lora import LoRA
     from graft.host import engine
     from graft.trainers.objectives import Objective
     from graft.trainers.optimizers import OPTIMIZERS, Optimizer
@@ -75,7 +76,8 @@ def test_three_and_three_through_a_file_are_six(nodes, algorithm):
             options.varied(classes=options.class_pictures(), class_weight=0.5),
             tiny.kl_vae(),
             tiny.clip("sdxl"),
-            objective=Objective(preserve=0.0, learn_log_variance=True),
+            network=LoRA(rank=4, dropout=0.2, rank_dropout=0.2, module_dropout=0.2),
+            objective=Objective(preserve=0.5, learn_log_variance=True),
             optimizer=Optimizer(OPTIMIZERS.get(algorithm)(), ema_decay=decay),
             plan=Plan(6, batch_size=2, accumulate=2),
         )
