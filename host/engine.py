@@ -204,7 +204,7 @@ class _Run:
             # Those of the file that the state's run began with, if it did.
             learned.take_alphas(state.adapter)
         if self.start is not None:
-            begun = self.start.begin(learned.model)
+            begun = self.start.begin(learned)
             self.begins_with, self.facts["begins with"] = begun.text, begun.text
             self.notes += begun.warnings
             self._tell(begun.text)

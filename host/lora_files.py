@@ -8,6 +8,7 @@ import contextlib
 from pathlib import Path
 
 from ..adapters.file import AdapterFile
+from ..adapters.tokens import BUNDLE
 from ..loaders import dialects, lora_file
 from ..loaders.finite import refuse_not_finite
 from ..plain import plain
@@ -63,7 +64,7 @@ def load(name: str) -> AdapterFile:
     file = path(name)
     name = plain(name)
     found = lora_file.names(file)
-    if not dialects.is_lora(found):
+    if not dialects.is_lora(found) and not any(key.startswith(BUNDLE) for key in found):
         raise ValueError(
             f"'{name}' holds no LoRA: none of its {len(found)} tensors is one's, for example "
             f"{', '.join(found[:3]) or 'none'}. LoHa, LoKr and full weights cannot be trained further."

@@ -8,16 +8,17 @@ left out and told.
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ..adapters.attach import Attached
 from ..adapters.file import AdapterFile
+from ..adapters.learned import Learned
 from ..adapters.pair import Kept, Pair
 from ..adapters.targets import kind, targets
 from ..loaders import dialects, lora_file
+from . import embeddings, result, start_words
 from .request import Request
 
 _LISTED = 4
@@ -35,26 +36,29 @@ class Start:
         pairs: The changes by module, of trained layers only.
         digest: SHA-256 of what was in the file.
         notes: What the user should know.
+        words: New words that are trained further.
     """
 
     name: str
     pairs: Mapping[str, Pair]
     digest: str
     notes: tuple[str, ...] = ()
+    words: start_words.Words = field(default_factory=dict)
 
-    def begin(self, attached: Attached) -> "Begun":
-        """Put the changes into the attached layers; those that have none stay fresh.
+    def begin(self, learned: Learned) -> "Begun":
+        """Put the changes into the attached layers, and words into theirs; those that have none stay fresh.
 
         Raises:
-            ValueError: A layer cannot begin so.
+            ValueError: A layer or a word cannot begin so.
         """
-        kept: dict[str, Kept | None] = {}
+        attached, kept = learned.model, dict[str, Kept | None]()
         for module, pair in self.pairs.items():
             try:
                 kept[module] = attached.layers[module].begin(pair)
             except ValueError as error:
                 raise ValueError(f"{module}: {error}") from error
-        return Begun(self.name, kept, len(attached.layers), _numbers(self.pairs.values()))
+        words = start_words.begin(learned.tokens, self.words)
+        return Begun(self.name, kept, len(attached.layers), _numbers(self.pairs.values()), words)
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,14 @@ class Begun:
         kept: By module, how much of its change was kept; None where it was taken over as it is.
         layers: How many are trained.
         source: Rank and alpha of the file, as text.
+        words: What became of its words.
     """
 
     name: str
     kept: Mapping[str, Kept | None]
     layers: int
     source: str
+    words: str = ""
 
     @property
     def reduced(self) -> dict[str, Kept]:
@@ -99,7 +105,10 @@ class Begun:
             )
         if fresh:
             said.append(f"{fresh} that are not in it fresh")
-        return f"begins with '{self.name}' ({self.source}): {', '.join(said)}"
+        if self.words:
+            said.append(self.words)
+        source = f" ({self.source})" if self.source else ""
+        return f"begins with '{self.name}'{source}: {', '.join(said)}"
 
     @property
     def warnings(self) -> list[str]:
@@ -137,14 +146,15 @@ def prepare(request: Request) -> Start | None:
     untrained = [m for m, pair in found.pairs.items() if m not in trained and not pair.is_nothing]
     used = {module: pair for module, pair in found.pairs.items() if module in trained}
     lost = list(_lost(found, untrained, request, root))
+    words, of_words = start_words.choose(file, request.tokens)
     if not used and found.pairs:
         lost = lost or [
             f"all of its layers are 0, and none is trained by '{request.network.blocks}'"
         ]
-    if lost and not (file.leave_out and used):
+    if lost and not (file.leave_out and (used or words)):
         way = "" if file.leave_out else ", or switch on leave_out in Load LoRA To Train On"
         raise ValueError(f"start_from would lose a part of '{file.name}': {'; '.join(lost)}{way}.")
-    notes = [f"Left out of '{file.name}': {part}." for part in lost]
+    notes = [*of_words, *(f"Left out of '{file.name}': {part}." for part in lost)]
     if found.text:
         notes.append(
             f"Left out of '{file.name}': {len(found.text)} layers of text encoders, which this node does not train "
@@ -157,7 +167,7 @@ def prepare(request: Request) -> Start | None:
             f"The MODEL has '{file.name}' in it already, in {carried} layers, so that it counts twice: connect the "
             "MODEL from before it was loaded."
         )
-    return Start(file.name, used, digest(file), tuple(notes))
+    return Start(file.name, used, digest(file), tuple(notes), words)
 
 
 def read(model: Any, file: AdapterFile) -> dialects.Reading:
@@ -172,8 +182,11 @@ def read(model: Any, file: AdapterFile) -> dialects.Reading:
     """
     import comfy.lora_convert
 
+    of_model = result.of_model(file.tensors)
+    if file.tensors and not of_model:  # new words alone
+        return dialects.Reading()
     try:
-        tensors = comfy.lora_convert.convert_lora(dict(file.tensors))
+        tensors = comfy.lora_convert.convert_lora(of_model)
     except (KeyError, IndexError) as error:  # it knows some files by a few of their names
         raise ValueError(f"ComfyUI takes it for a kind of LoRA that lacks {error}.") from error
     found = dialects.read(tensors, file.metadata, places(model))
@@ -219,7 +232,11 @@ def describe(file: AdapterFile, model: Any = None) -> str:
     if model is None:
         return f"'{file.name}': {len(file.tensors)} tensors; connect a model to see what fits."
     found = read(model, file)
-    said = [f"'{file.name}': {len(found.pairs)} layers fit, {_numbers(found.pairs.values())}"]
+    numbers = _numbers(found.pairs.values())
+    said = [
+        f"'{file.name}': {', '.join(filter(None, [f'{len(found.pairs)} layers fit', numbers]))}"
+    ]
+    said += [f"new words: {', '.join(words)}"] if (words := embeddings.words(file)) else []
     said += [
         f"{len(names)} {what} ({_some(names)})"
         for what, names in (
@@ -312,8 +329,10 @@ def _shape(module: Any) -> tuple[int, int]:
 
 
 def _numbers(pairs: Iterable[Pair]) -> str:
-    """``rank 16, alpha 8``, or both limits where layers differ."""
+    """``rank 16, alpha 8``, or both limits where layers differ; nothing for none."""
     listed = list(pairs)
+    if not listed:
+        return ""
     ranks, alphas = {pair.rank for pair in listed}, {pair.alpha for pair in listed}
     rank = f"{min(ranks)}" if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}"
     alpha = f"{min(alphas):g}" if len(alphas) == 1 else f"{min(alphas):g} to {max(alphas):g}"

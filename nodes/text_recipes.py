@@ -122,7 +122,6 @@ class TrainTextualInversion(io.ComfyNode):
         offload: str = AUTO,
         tokens: Any = None,
     ) -> io.NodeOutput:
-        steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)
         chosen = {
             "network": LoRA(blocks=NONE),
             # What a word cannot change needs no preserving.
@@ -132,7 +131,7 @@ class TrainTextualInversion(io.ComfyNode):
             "tokens": _together(token, vectors, init, tokens),
         }
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
-        return train(cls, wires, extras, **chosen, plan=Plan(**taken(Plan, locals())), name=name)
+        return train(cls, wires, extras, **chosen, plan=_plan(locals()), name=name)
 
 
 class TrainPivotal(io.ComfyNode):
@@ -246,7 +245,6 @@ class TrainPivotal(io.ComfyNode):
         start_from: Any = None,
         tokens: Any = None,
     ) -> io.NodeOutput:
-        steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)
         chosen = {
             "network": LoRA(rank, alpha, blocks),
             "objective": _objective(weight, preserve, preserve_prompts),
@@ -256,7 +254,14 @@ class TrainPivotal(io.ComfyNode):
             "tokens": _together(token, vectors, init, tokens),
         }
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
-        return train(cls, wires, extras, **chosen, plan=Plan(**taken(Plan, locals())), name=name)
+        return train(cls, wires, extras, **chosen, plan=_plan(locals()), name=name)
+
+
+def _plan(inputs: dict[str, Any]) -> Plan:
+    """The plan of a node's inputs, whose length is in one of the units."""
+    names = ("steps", "steps_unit", "dataset", "batch_size", "accumulate")
+    steps = steps_for(*(inputs[name] for name in names))
+    return Plan(**taken(Plan, inputs | {"steps": steps}))
 
 
 def _objective(weight: str, preserve: float, prompts: str) -> Objective:

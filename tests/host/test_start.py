@@ -290,7 +290,7 @@ def test_the_kept_energy_is_in_the_report_and_loss_of_it_warned_of(
         models["sdxl"].model.diffusion_model, request(wires, rank=3).network, 0
     )
     try:
-        (warning,) = start.begin(attached).warnings
+        (warning,) = start.begin(engine.Learned(attached)).warnings
     finally:
         attached.remove()
     assert "rank 4 loses nothing" in warning
@@ -358,6 +358,7 @@ def test_a_run_that_began_with_a_file_goes_on_from_its_state(wires, output):
 def test_preservation_still_compares_with_the_model_on_the_wire(models, wires):
     """Adapters off is the base: what the run begins with is in the adapters only."""
     from graft.adapters.attach import Attached
+    from graft.adapters.learned import Learned
     from graft.host import start
 
     asked = request(
@@ -369,7 +370,7 @@ def test_preservation_still_compares_with_the_model_on_the_wire(models, wires):
     base = root.get_submodule(name)(x)
     attached = Attached(root, asked.network, 0)
     try:
-        begun.begin(attached)
+        begun.begin(Learned(attached))
         assert not torch.allclose(root.get_submodule(name)(x), base)
         with attached.off():
             assert torch.equal(root.get_submodule(name)(x), base)

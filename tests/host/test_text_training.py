@@ -334,3 +334,39 @@ def test_every_network_trains_text_encoders(wires, name):
     assert (again - outcome.images).abs().max() < 1e-3
     tuned, base = (encoded(c, "a dog")[0] for c in (outcome.clip, wires["clip_sdxl"]))
     assert not torch.equal(tuned, base)
+
+
+def test_a_bundle_is_trained_further(wires, output):
+    """Words and layers begin as they are in the file; a word that is not trained is left out and told."""
+    from graft.host import lora_files
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw import AdamW
+
+    first = train(wires)
+    (output / "loras").mkdir(exist_ok=True)
+    from graft.host import paths, result
+
+    result.save_lora(paths.loras_folder() / "bundle.safetensors", first.adapter)
+    file = lora_files.load("bundle.safetensors")
+    still = {"optimizer": Optimizer(AdamW(lr=1e-12)), "steps": 1, "start_from": file}
+    again = train(wires, words=tokens(retraction=0.0), **still)
+    for key, value in first.adapter.tensors.items():
+        assert torch.allclose(again.adapter.tensors[key], value, atol=1e-9), key
+    assert "the words TOK begin as they are in it" in again.report
+    with pytest.raises(ValueError, match="The word TOK is .*clip_g.: .2, 64"):
+        train(wires, words=tokens(vectors=3), **still)
+    words = dataclasses.replace(file, tensors=words_of(first))
+    alone = train(wires, words=tokens(retraction=0.0), **still | {"start_from": words})
+    for key, value in words_of(first).items():
+        assert torch.allclose(alone.adapter.tensors[key], value, atol=1e-9), key
+    other = dataset(caption="a photo of HAT")
+    left = train(wires, words=tokens(name="HAT"), **still | {"dataset": other})
+    warned = [e for e in _events(output, left.run) if e["kind"] == "warned"]
+    assert any("the new words TOK; a Concept Token" in event["text"] for event in warned)
+
+
+def _events(output, run):
+    import json
+
+    lines = (output / "graft" / run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
