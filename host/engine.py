@@ -121,7 +121,11 @@ class _Run:
         if self.start is not None:
             settings += (("start_from", self.start.digest),)
             self.notes += self.start.notes
-        return dataset, identity.run_id(self.model, dataset, *settings)
+        encoders = (
+            identity.clip_digest(request.clip),
+            identity.vae_digest(request.vae, request.model),
+        )
+        return dataset, identity.run_id(self.model, dataset, *settings, *encoders)
 
     def _continue(self) -> bool:
         """Go on where this very run was cut off, if it was and the user has not chosen otherwise."""

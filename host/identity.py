@@ -9,7 +9,7 @@ import torch
 
 from ..loaders import lora_file
 from ..trainers.state import State
-from . import model_patches
+from . import model_patches, tokens
 
 SAMPLE_BYTES = model_patches.SAMPLE_BYTES
 
@@ -84,6 +84,9 @@ def clip_digest(clip: Any) -> str:
     ]
     sha = hashlib.sha256(repr([*map(str, facts)]).encode())
     sha.update(model_digest(clip.patcher).encode())
+    for name, vectors in sorted(tokens.words(clip).items()):
+        for key, vector in sorted(vectors.items()):
+            _add(sha, f"{name} {key}", vector)
     return sha.hexdigest()
 
 

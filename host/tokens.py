@@ -95,6 +95,11 @@ def tables(clip: Any, tokens: Tokens) -> dict[str, Table]:
     return {key: _table(encoder, tokens) for key, encoder in trainable(clip).items()}
 
 
+def words(clip: Any) -> dict[str, Mapping[str, torch.Tensor]]:
+    """The new words that a CLIP knows: ``[n, width]`` by name and encoder."""
+    return dict(getattr(clip.tokenizer, _KNOWN, (None, {}))[1])
+
+
 def bind(clip: Any, vectors: Mapping[str, Mapping[str, torch.Tensor]]) -> Any:
     """A CLIP that knows concepts; the given one does not change.
 
@@ -107,8 +112,8 @@ def bind(clip: Any, vectors: Mapping[str, Mapping[str, torch.Tensor]]) -> Any:
         A clone with tokenizers of its own. What the CLIP knew already it knows still, but for a concept of the same
         name.
     """
-    base, known = getattr(clip.tokenizer, _KNOWN, (clip.tokenizer, {}))
-    known = {**known, **vectors}
+    base, _ = getattr(clip.tokenizer, _KNOWN, (clip.tokenizer, {}))
+    known = {**words(clip), **vectors}
     bound = clip.clone()
     bound.tokenizer = _tokenizer(base, known)
     setattr(bound.tokenizer, _KNOWN, (base, known))

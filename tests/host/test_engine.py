@@ -356,6 +356,27 @@ def test_the_run_is_known_by_what_it_is(wires):
     assert identity.model_digest(patched) != first
 
 
+def test_another_clip_or_vae_is_another_run(wires, output):
+    from graft.host import engine, tokens
+    from tests.host import tiny
+
+    skipping, clip = wires["clip_sdxl"].clone(), wires["clip_sdxl"]
+    skipping.clip_layer(-3)
+    with torch.inference_mode():
+        words = {"TOK": {"clip_l": torch.ones(1, 32), "clip_g": torch.ones(1, 64)}}
+        others = {k: {n: 2 * v for n, v in by.items()} for k, by in words.items()}
+        changes = [
+            {},
+            {"clip": skipping},
+            {"clip": tiny.clip("sdxl", seed=5)},
+            {"clip": tokens.bind(clip, words)},
+            {"clip": tokens.bind(clip, others)},
+            {"vae": tiny.vae("sdxl", seed=5)},
+        ]
+        runs = [engine._Run(request(wires, **change)).run for change in [*changes, {}]]
+    assert len(set(runs)) == len(changes) and runs[0] == runs[-1]
+
+
 def test_the_digest_does_not_depend_on_what_is_loaded(wires):
     import comfy.model_management as management
 
