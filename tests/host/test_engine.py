@@ -167,9 +167,7 @@ def test_an_interrupt_keeps_the_work_and_the_model(wires, output, monkeypatch):
     from graft.host import engine
 
     with torch.inference_mode():
-        wires[
-            "sdxl"
-        ].detach()  # a MODEL out of before may be gone, and its patches still in the weights
+        wires["sdxl"].detach()  # of the patches of a MODEL out that is gone
     before = {name: value.clone() for name, value in wires["sdxl"].model.state_dict().items()}
     calls = []
 
