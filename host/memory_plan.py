@@ -27,8 +27,8 @@ from ..trainers.memory_plan import (
 )
 from ..trainers.plan import AUTO, OFF, ON, Plan
 from .block_costs import block_costs
-from .memory import free, is_out_of_memory
 from .memory_text import Room, line, offload_line, refusal, some_blocks
+from .out_of_memory import free, is_out_of_memory
 from .stopping import is_interrupt
 from .trainee import Trainee
 

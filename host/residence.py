@@ -12,8 +12,8 @@ from torch import nn
 
 from ..trainers.allocations import held
 from ..trainers.plan import OFF, ON
-from .memory import end, free, is_out_of_memory
 from .offload import Offload
+from .out_of_memory import end, free, is_out_of_memory
 
 ALL_MEMORY = 1e20  # bytes: the host unloads every other model for this
 MIB = 2**20

@@ -188,7 +188,7 @@ def test_a_validation_that_is_out_of_memory_goes_on_with_less(wires, output, mon
     ],
 )
 def test_what_counts_as_out_of_memory(error, is_one):
-    from graft.host.memory import is_out_of_memory
+    from graft.host.out_of_memory import is_out_of_memory
 
     assert is_out_of_memory(error) is is_one
 
@@ -196,7 +196,7 @@ def test_what_counts_as_out_of_memory(error, is_one):
 def test_the_hosts_own_rule_and_its_interrupt(monkeypatch):
     import comfy.model_management as mm
 
-    from graft.host.memory import end, is_out_of_memory
+    from graft.host.out_of_memory import end, is_out_of_memory
 
     class Lost(Exception):
         pass
@@ -212,7 +212,7 @@ def test_the_hosts_own_rule_and_its_interrupt(monkeypatch):
 
 
 def test_a_real_allocation_that_the_cpu_refuses_counts():
-    from graft.host.memory import is_out_of_memory
+    from graft.host.out_of_memory import is_out_of_memory
 
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
