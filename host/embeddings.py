@@ -16,7 +16,7 @@ from ..loaders import lora_file
 from . import paths
 
 SUFFIX = ".safetensors"
-_NAMED = {"clip_l": "emb_params"}  # what a file with one encoder's vectors is read by
+ALONE = "emb_params"  # what A1111 reads the vectors of a single encoder by; ComfyUI takes the only ones there are
 
 
 def register() -> Path:
@@ -75,7 +75,7 @@ def _write(
 ) -> Path:
     named = {key: value for key, value in metadata.items() if key.startswith("graft.")}
     if len(tensors) == 1:
-        tensors = {_NAMED.get(key, key): value for key, value in tensors.items()}
+        tensors = {ALONE: value for value in tensors.values()}
     return paths.write_once(
         folder, stem, SUFFIX, lambda path: lora_file.write(path, tensors, named)
     )

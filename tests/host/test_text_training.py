@@ -370,3 +370,17 @@ def _events(output, run):
 
     lines = (output / "graft" / run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def test_the_file_of_one_encoder_is_read_by_the_host(wires, output):
+    from comfy import sd1_clip
+
+    from graft.host import embeddings
+
+    outcome = train(wires, "sd15", words=tokens(vectors=3))
+    (path,) = embeddings.save(outcome.adapter, "mine.safetensors")
+    assert path.name == "mine.safetensors"
+    read = sd1_clip.load_embed("mine", [str(path.parent)], 48, "clip_l")
+    assert torch.equal(read, outcome.adapter.tensors["bundle_emb.TOK.clip_l"])
+    with pytest.raises(ValueError, match="has no new words to save"):
+        embeddings.save(dataclasses.replace(outcome.adapter, tensors=outcome.lora_model))
