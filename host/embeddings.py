@@ -75,7 +75,7 @@ def _write(
 ) -> Path:
     named = {key: value for key, value in metadata.items() if key.startswith("graft.")}
     if len(tensors) == 1:
-        tensors = {ALONE: value for value in tensors.values()}
+        tensors = dict(zip((ALONE,), tensors.values(), strict=True))
     return paths.write_once(
         folder, stem, SUFFIX, lambda path: lora_file.write(path, tensors, named)
     )
