@@ -90,18 +90,22 @@ class Interrupts:
     def go(self, count: int) -> Trail:
         """Interrupt so many times; the runs that were begun are let go to their end."""
         trail, started = Trail(), time.monotonic()
-        name, done = "cut_000", 0
+        name, done, still = "cut_000", 0, 0
         for number in range(count):
             prompt_id = self.queue(name)
             left = 1 - 0.7 * done / STEPS  # of the run, of which encoding and drawing are a part
-            time.sleep(self._random.uniform(0, self.length_s * left))
+            longer = (
+                1 + still / 2
+            )  # where a machine has become slower, no run would get any further
+            time.sleep(self._random.uniform(0, self.length_s * left * longer))
             self.server.interrupt()
             entry = self.server.wait(prompt_id, check=False)
             kinds = {kind for kind, _ in entry["status"]["messages"]}
             if "execution_error" in kinds:
                 trail.lost.append(f"{name} failed: {entry['status']['messages'][-1]}")
             is_cut = "execution_interrupted" in kinds
-            done = self._look(trail, prompt_id, name, done, is_cut)
+            before, done = done, self._look(trail, prompt_id, name, done, is_cut)
+            still = still + 1 if is_cut and done == before else 0
             if not torch.equal(self._sampled_base(), self._base):
                 trail.changed.append(number)
             if not is_cut:
