@@ -95,9 +95,3 @@ class Learned:
         """The base model inside the block; texts are the base's where they were encoded so."""
         with self.model.off(), self.text.off() if self.text else contextlib.nullcontext():
             yield
-
-    def remove(self) -> None:
-        """Give every module its own forward back."""
-        self.model.remove()
-        if self.text is not None:
-            self.text.remove()

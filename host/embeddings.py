@@ -30,10 +30,10 @@ def register() -> Path:
     return folder
 
 
-def words(adapter: AdapterFile) -> dict[str, dict[str, torch.Tensor]]:
-    """The new words that an adapter bundles: ``[n, width]`` by name and encoder."""
+def words(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The new words that an adapter's tensors bundle: ``[n, width]`` by name and encoder."""
     found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in sorted(adapter.tensors.items()):
+    for key, value in sorted(tensors.items()):
         if key.startswith(BUNDLE):
             name, _, encoder = key.removeprefix(BUNDLE).partition(".")
             found.setdefault(name, {})[encoder] = value
@@ -55,7 +55,7 @@ def save(adapter: AdapterFile, filename: str = "") -> list[Path]:
         ValueError: The adapter has no new words, or the name cannot be a file's.
         OSError: The disk is full, or the folder cannot be written.
     """
-    found = words(adapter)
+    found = words(adapter.tensors)
     if not found:
         raise ValueError(
             f"'{adapter.name}' has no new words to save: connect a Concept Token to tokens of the training node, or "

@@ -9,7 +9,8 @@ import torch
 
 from ..adapters import Network
 from ..adapters.attach import Attached
-from ..adapters.tokens import BUNDLE, Tokens, TokenVectors
+from ..adapters.tokens import Tokens, TokenVectors
+from . import embeddings
 from . import tokens as host_tokens
 from .conditioning import Conditioner, Encoded
 from .text_trainee import TextTrainee, text_trainee
@@ -107,10 +108,9 @@ def with_words(clip: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         clip: A CLIP; it is not changed.
         tensors: Of an adapter, by key.
     """
-    words: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith(BUNDLE):
-            name, _, encoder = key.removeprefix(BUNDLE).partition(".")
-            with torch.inference_mode(False):
-                words.setdefault(name, {})[encoder] = value.detach().clone()
+    with torch.inference_mode(False):
+        words = {
+            name: {encoder: vectors.detach().clone() for encoder, vectors in found.items()}
+            for name, found in embeddings.words(tensors).items()
+        }
     return host_tokens.bind(clip, words) if words else clip

@@ -236,7 +236,7 @@ def describe(file: AdapterFile, model: Any = None) -> str:
     said = [
         f"'{file.name}': {', '.join(filter(None, [f'{len(found.pairs)} layers fit', numbers]))}"
     ]
-    said += [f"new words: {', '.join(words)}"] if (words := embeddings.words(file)) else []
+    said += [f"new words: {', '.join(words)}"] if (words := embeddings.words(file.tensors)) else []
     said += [
         f"{len(names)} {what} ({_some(names)})"
         for what, names in (

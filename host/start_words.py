@@ -7,6 +7,7 @@ import torch
 
 from ..adapters.file import AdapterFile
 from ..adapters.tokens import Tokens, TokenVectors
+from ..plain import plain
 from .embeddings import words
 
 Words = Mapping[str, Mapping[str, torch.Tensor]]
@@ -22,13 +23,13 @@ def choose(file: AdapterFile, tokens: Tokens | None) -> tuple[Words, list[str]]:
     Returns:
         Vectors by the word and the encoder, and what the user should know.
     """
-    found, wanted = words(file), tokens.names if tokens else ()
+    found, wanted = words(file.tensors), tokens.names if tokens else ()
     left = [name for name in found if name not in wanted]
     notes = []
     if left:
+        named = plain(", ".join(left), 200)
         notes.append(
-            f"Left out of '{file.name}': the new words {', '.join(left)}; a Concept Token of that name trains a word "
-            "further."
+            f"Left out of '{file.name}': the new words {named}; a Concept Token of that name trains a word further."
         )
     return {name: vectors for name, vectors in found.items() if name in wanted}, notes
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training nodes for a new word: textual inversion, and pivotal tuning, which trains a LoRA with it."""
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -284,7 +285,7 @@ def _optimizer(rate: float, schedule: str, of_words: float = 0.0, stop: float = 
 def _together(name: str, vectors: int, init: str, more: Tokens | None) -> Tokens:
     """The concept of a node, and those that are connected to it."""
     concept = Concept(name.strip(), vectors, init.strip())
-    return Tokens((*(more.concepts if more else ()), concept), more.retraction if more else 0.1)
+    return replace(more, concepts=(*more.concepts, concept)) if more else Tokens((concept,))
 
 
 NODES = [TrainTextualInversion, TrainPivotal]
