@@ -7,14 +7,12 @@ So the model's names stay the names we train, save and load by.
 import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from .base import Layer, Network
 from .dropout import Draws, Masks, Source
-from .targets import targets
 
 
 class Attached:
@@ -26,9 +24,9 @@ class Attached:
         self.network = network
         self.enabled = True
         self.layers: dict[str, Layer] = {}
-        self._modules: dict[str, nn.Module] = {}
+        self._removers: dict[str, Callable[[], None]] = {}
         self._source = Source()
-        for name, settings in network.plan(targets(root, network.blocks)).items():
+        for name, settings in network.plan(network.targets(root)).items():
             digest = hashlib.blake2b(f"{seed}/adapter/{name}".encode(), digest_size=8).digest()
             generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
             try:
@@ -39,25 +37,17 @@ class Attached:
             layer.masks = Masks(self._source, name)
             self.layers[name] = layer.to(device)
         for name, layer in self.layers.items():
-            self._install(name, root.get_submodule(name), layer)
-
-    def _install(self, name: str, module: nn.Module, layer: Layer) -> None:
-        if "forward" in module.__dict__:
-            raise RuntimeError(
-                "Another adapter is attached to this model already; remove it first."
-            )
-        module.forward = _adapted(self, module.forward, layer)  # type: ignore[method-assign]
-        self._modules[name] = module
+            self._removers[name] = layer.install(root.get_submodule(name), lambda: self.enabled)
 
     def remove(self) -> None:
         """Give every module its own forward back."""
-        while self._modules:
-            self._modules.popitem()[1].__dict__.pop("forward", None)
+        while self._removers:
+            self._removers.popitem()[1]()
 
     def leave(self, names: Iterable[str]) -> None:
         """Give these modules their own forward back, and forget their layers."""
         for name in names:
-            self._modules.pop(name).__dict__.pop("forward", None)
+            self._removers.pop(name)()
             del self.layers[name]
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -137,14 +127,3 @@ def _owners(key: str) -> Iterator[str]:
     while "." in key:
         key = key.rpartition(".")[0]
         yield key
-
-
-def _adapted(
-    attached: Attached, base: Callable[..., torch.Tensor], layer: Layer
-) -> Callable[..., torch.Tensor]:
-    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if not attached.enabled:
-            return base(x, *args, **kwargs)
-        return layer(x, base(layer.before(x), *args, **kwargs))
-
-    return forward

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every adapter offers: settings that build a layer for a module, and the layer."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -30,6 +30,34 @@ class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.masks = Masks(Source(), "")
+
+    def install(self, module: nn.Module, is_on: Callable[[], bool]) -> Callable[[], None]:
+        """Let a module compute with this layer.
+
+        Args:
+            module: The one that the layer was built for.
+            is_on: Whether the layer counts; asked in every forward.
+
+        Returns:
+            What takes it off again.
+
+        Raises:
+            RuntimeError: Another adapter is on the module.
+        """
+        if "forward" in module.__dict__:
+            raise RuntimeError(
+                "Another adapter is attached to this model already; remove it first."
+            )
+        base: Callable[..., torch.Tensor] = module.forward
+
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if not is_on():
+                return base(x, *args, **kwargs)
+            adapted: torch.Tensor = self(x, base(self.before(x), *args, **kwargs))
+            return adapted
+
+        module.forward = forward  # type: ignore[method-assign]
+        return lambda: module.__dict__.pop("forward", None)
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
         """What the module gets instead of its input ``x``."""
@@ -95,8 +123,11 @@ class Network(Protocol):
     def blocks(self) -> str:
         """Which layers are trained, in the block language."""
 
+    def targets(self, root: nn.Module) -> tuple[str, ...]:
+        """Names of the modules of a model that layers are attached to."""
+
     def plan(self, names: Sequence[str]) -> Mapping[str, "Network"]:
         """The settings of every trained layer by its name."""
 
     def build(self, module: nn.Module, generator: torch.Generator) -> Layer:
-        """A layer for a linear or convolution module, with no effect before training."""
+        """A layer for one of these modules, with no effect before training."""

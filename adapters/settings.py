@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from torch import nn
+
 from ..registry import check_limits, option
 from .form import Form
-from .targets import matching
+from .targets import matching, targets
 
 MAX_RANK = 4096
 _FIRST = ("rank", "alpha", "blocks")
@@ -18,6 +20,8 @@ N = TypeVar("N", bound="Settings")
 
 class Settings:
     """Settings of a network; those that have their defaults are not shown, so that a new one changes no file's text."""
+
+    blocks: str
 
     def __repr__(self) -> str:
         """The settings that tell one network from another."""
@@ -28,6 +32,14 @@ class Settings:
             if field.name in _FIRST or getattr(self, field.name) != field.default
         ]
         return f"{type(self).__name__}({', '.join(said)})"
+
+    def targets(self, root: nn.Module) -> tuple[str, ...]:
+        """Names of the linear and convolution modules that ``blocks`` selects.
+
+        Raises:
+            ValueError: It selects none.
+        """
+        return targets(root, self.blocks)
 
     def plan(self: N, names: Sequence[str]) -> Mapping[str, N]:
         """The settings of every layer by its name.

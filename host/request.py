@@ -6,7 +6,7 @@ from typing import Any
 
 from ..adapters import NETWORKS, Network
 from ..adapters.file import AdapterFile
-from ..adapters.targets import NONE, targets
+from ..adapters.targets import NONE
 from ..adapters.tokens import Tokens
 from ..trainers.data import Dataset
 from ..trainers.objectives import INSTANCES, Objective
@@ -79,7 +79,7 @@ def check(request: Request) -> None:
     check_objective(request.objective, wired, request.plan.effective_batch)
     autoencoder.check_family(request.vae, request.model)
     network = request.model.model.diffusion_model
-    for name in request.network.plan(targets(network, request.network.blocks)):
+    for name in request.network.plan(request.network.targets(network)):
         if "forward" in network.get_submodule(name).__dict__:
             raise ValueError(
                 f"Layer {name} of the MODEL carries an adapter that another node hooked in (a bypass LoRA, "
@@ -108,7 +108,7 @@ def _check_text(request: Request) -> None:
     """What is to be learned of text."""
     words, network = request.tokens, request.text_network
     if network is not None:
-        targets(request.clip.cond_stage_model, network.blocks)
+        network.targets(request.clip.cond_stage_model)
         host_tokens.trainable(request.clip)
     if words is None:
         if request.network.blocks.strip() == NONE and network is None:

@@ -141,7 +141,7 @@ def prepare(request: Request) -> Start | None:
     except ValueError as error:
         raise ValueError(f"start_from, '{file.name}': {error}") from error
     root = request.model.model.diffusion_model
-    plan = request.network.plan(targets(root, request.network.blocks))
+    plan = request.network.plan(request.network.targets(root))
     trained = set(plan)
     untrained = [m for m, pair in found.pairs.items() if m not in trained and not pair.is_nothing]
     used = {module: pair for module, pair in found.pairs.items() if module in trained}
