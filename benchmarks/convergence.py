@@ -11,27 +11,22 @@ prompts. A case that is done is kept in benchmarks/convergence.json, so the meas
 """
 
 import argparse
-import functools
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from .cases import ROOT, Cases, mini, spread
 from .figures import between
 
-ROOT = Path(__file__).resolve().parents[1]
-KEPT = ROOT / "benchmarks" / "convergence.json"
+CASES = Cases("convergence")
 START, END = (
     "<!-- convergence: made by `python -m benchmarks.convergence --readme` -->",
     "<!-- /convergence -->",
 )
 BAR, EVERY, SAMPLES, OTHERS, SEEDS = 0.70, 40, 64, 256, (0, 1, 2)
-AT_ONCE = 32  # pictures that are sampled together
 BASE = "base"  # the untrained model, measured once
 # Title, then what differs from the shipped workflow: optimizer, weight, preserve.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -58,65 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.readme:
         path = ROOT / "README.md"
-        text = between(path.read_text(encoding="utf-8"), START, END, "\n".join(table(known())))
+        text = between(
+            path.read_text(encoding="utf-8"), START, END, "\n".join(table(CASES.known()))
+        )
         path.write_text(text, encoding="utf-8")
         return 0
     if options.only and options.only not in VARIANTS:
         parser.error(f"there is no variant {options.only}; there are {', '.join(VARIANTS)}")
-    measure_all([options.only] if options.only else list(VARIANTS), options.jobs, options.fresh)
-    print("\n".join(table(known())))
-    return 0
-
-
-def measure_all(variants: Sequence[str], jobs: int, fresh: bool = False) -> None:
-    """Measure the cases that are not known, several at a time, and keep each as it is done.
-
-    Args:
-        variants: Names in ``VARIANTS``.
-        jobs: Processes at a time.
-        fresh: Measure again what is known.
-
-    Raises:
-        RuntimeError: A case failed; with the end of what it wrote.
-    """
-    have = {} if fresh else known()
-    if BASE not in have:
-        _keep(BASE, _in_a_process((BASE, 0)))
+    CASES.found(BASE, 0)
+    variants = [options.only] if options.only else list(VARIANTS)
     # Seed by seed, so that a table that is not complete has every variant.
-    cases = [(v, s) for s in SEEDS for v in variants if f"{v} {s}" not in have]
-    with ThreadPoolExecutor(jobs) as pool:
-        for (variant, seed), found in zip(cases, pool.map(_in_a_process, cases), strict=True):
-            print(f"{variant}, seed {seed}: {found}", file=sys.stderr, flush=True)
-            _keep(f"{variant} {seed}", found)
-
-
-def _keep(name: str, found: dict[str, Any]) -> None:
-    kept = known() | {name: found}
-    partial = KEPT.with_suffix(".partial")
-    partial.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(KEPT)
-
-
-def known() -> dict[str, dict[str, Any]]:
-    """What was measured, by variant and seed."""
-    return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
-
-
-def _in_a_process(case: tuple[str, int]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.convergence", "--case", case[0], str(case[1])]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{case} failed: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    CASES.measure([(v, s) for s in SEEDS for v in variants], options.jobs, options.fresh)
+    print("\n".join(table(CASES.known())))
+    return 0
 
 
 def base() -> dict[str, Any]:
     """The score of the untrained model on other prompts, as ``others``."""
-    wires = _wires()
+    wires = mini()
     from graft.benchmarks.skeleton import concept
 
     others = concept.other_prompts(OTHERS)
@@ -133,12 +87,10 @@ def measure(variant: str, seed: int) -> dict[str, Any]:
     Returns:
         ``scores`` of the concept by step, and ``kept``, the share of the base's score on other prompts.
     """
-    wires = _wires()
+    wires = mini()
     from graft.benchmarks.skeleton import concept
-    from graft.host import engine, paths, preview
+    from graft.host import engine, paths
 
-    # The same pictures up to rounding, several times as fast; this process does nothing else.
-    preview.sampled = functools.partial(preview.sampled, at_once=AT_ONCE)
     prompts, others = concept.concept_prompts(SAMPLES), concept.other_prompts(OTHERS)
     made = engine.train(_request(wires, [text for text, _ in prompts], VARIANTS[variant][1], seed))
     folder = paths.run_folder(made.run) / "samples"
@@ -147,20 +99,7 @@ def measure(variant: str, seed: int) -> dict[str, Any]:
         step: concept.found(_pictures(folder, step, SAMPLES), prompts)["all"] for step in steps
     }
     tuned = concept.found(concept.pictures((made.model, *wires[1:]), others), others)["all"]
-    return {"scores": scores, "kept": tuned / known()[BASE]["others"]}
-
-
-def _wires() -> Any:
-    """MODEL, CLIP and VAE of graft-mini, in a ComfyUI of this process."""
-    from tests.host import inprocess
-
-    inprocess.start()
-    import torch
-
-    from graft.host.mini import load_mini
-
-    with torch.inference_mode():
-        return load_mini()
+    return {"scores": scores, "kept": tuned / CASES.known()[f"{BASE} 0"]["others"]}
 
 
 def _request(
@@ -233,7 +172,7 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
         until = [steps_until(case["scores"]) for case in cases]
         kept = [case["kept"] for case in cases]
         rows.append(
-            f"| {title} | {_until(until)} | {_spread(ends)} | {_spread(kept)} | {len(cases)} |"
+            f"| {title} | {_until(until)} | {spread(ends)} | {spread(kept)} | {len(cases)} |"
         )
     return rows
 
@@ -244,11 +183,6 @@ def _until(steps: Sequence[int | None]) -> str:
         return f"{len(steps) - len(reached)} of {len(steps)} never"
     spread = f" ± {stdev(reached):.0f}" if len(reached) > 1 else ""
     return f"{mean(reached):.0f}{spread}"
-
-
-def _spread(shares: Sequence[float]) -> str:
-    spread = f" ± {stdev(shares):.0%}" if len(shares) > 1 else ""
-    return f"{mean(shares):.0%}{spread}"
 
 
 if __name__ == "__main__":
