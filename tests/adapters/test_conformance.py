@@ -1,16 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every registered network keeps to, on a linear layer and on convolutions with a kernel, a stride, a padding."""
+"""What every registered network keeps to.
+
+Those of weights on a linear layer and on convolutions with a kernel, a stride, a padding; those of blocks on a transformer
+block and a residual block.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graft.adapters import NETWORKS
+from graft.adapters import NETWORKS, positions
 from graft.adapters.attach import Attached
 from graft.trainers.random import Draws
+from tests.adapters import blocks
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a network is tried on.
+
+    Attributes:
+        base: Makes a model, frozen.
+        inputs: Shapes by the module that gets them.
+        has_weight: Whether an adapted module is one with another weight.
+        unfit: What is said of a grouped convolution, alone.
+    """
+
+    base: Callable[[], nn.Module]
+    inputs: dict
+    has_weight: bool
+    unfit: str
+
+
+def weights_base():
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.linear = nn.Linear(12, 16)
+    model.conv = nn.Conv2d(6, 8, (3, 2), stride=2, padding=1)
+    model.point = nn.Conv2d(6, 8, 1, bias=False)
+    model.long = nn.Conv1d(6, 8, 3, padding=2, dilation=2)
+    return model.requires_grad_(False)
+
 
 INPUTS = {"linear": (4, 3, 12), "conv": (4, 6, 7, 9), "point": (4, 6, 5, 5), "long": (4, 6, 11)}
+WEIGHTS = Family(weights_base, INPUTS, True, r"grouped: .*2 groups .*leave it out")
+BLOCKS = Family(blocks.base, blocks.INPUTS, False, "has no transformer block")
+FAMILIES = {"bottleneck": BLOCKS}  # of weights where not said
+EVERY_POSITION = "; ".join("-".join(pair) for pair in positions.PAIRS)
 # Each network as it is, and where it has an option that takes another path.
 VARIANTS = {
     "lora": [{}, {"tucker": True}, {"rslora": True, "conv_rank": 3}, {"init": "pissa"}],
@@ -19,23 +59,28 @@ VARIANTS = {
     "oft": [{}, {"constraint": 0.5}],
     "boft": [{}, {"constraint": 0.5, "factors": 1, "rank": 8}],
     "ia3": [{}, {"on_input": "linear, conv, point, long"}],
+    "bottleneck": [
+        {"positions": "attn2o-ffni; resi-reso", "activation": "silu"},
+        {"positions": EVERY_POSITION, "activation": "sigmoid", "scale": 0.5},
+    ],
 }
+
+
+def family(name):
+    return FAMILIES.get(name, WEIGHTS)
+
+
 CASES = [
     pytest.param(name, variant, module, id=f"{name}-{number}-{module}")
     for name in NETWORKS.names()
     for number, variant in enumerate(VARIANTS.get(name, [{}]))
-    for module in INPUTS
+    for module in family(name).inputs
 ]
+OF_WEIGHTS = [case for case in CASES if family(case.values[0]).has_weight]
 
 
-def base():
-    torch.manual_seed(0)
-    model = nn.Sequential()
-    model.linear = nn.Linear(12, 16)
-    model.conv = nn.Conv2d(6, 8, (3, 2), stride=2, padding=1)
-    model.point = nn.Conv2d(6, 8, 1, bias=False)
-    model.long = nn.Conv1d(6, 8, 3, padding=2, dilation=2)
-    return model.requires_grad_(False)
+def base(name):
+    return family(name).base()
 
 
 def attach(model, name, variant, seed=0, **more):
@@ -54,8 +99,10 @@ def randomize(layer, seed=1):
             p.add_(0.3 * torch.randn(p.shape, generator=generator))
 
 
-def sample(module, seed=2, dtype=torch.float32):
-    return torch.randn(INPUTS[module], generator=torch.Generator().manual_seed(seed)).to(dtype)
+def sample(name, module, seed=2, dtype=torch.float32):
+    return torch.randn(
+        family(name).inputs[module], generator=torch.Generator().manual_seed(seed)
+    ).to(dtype)
 
 
 def weights(layer, module, x):
@@ -84,12 +131,12 @@ def weights(layer, module, x):
 
 @pytest.mark.parametrize("name,variant,module", CASES)
 def test_nothing_is_changed_at_the_start_or_when_off_or_after_removal(name, variant, module):
-    model, x = base(), sample(module)
+    model, x = base(name), sample(name, module)
     before = model.get_submodule(module)(x)
     network = attach(model, name, variant)
     layer = network.layers[module]
     assert torch.equal(model.get_submodule(module)(x), before)
-    assert layer.change_norm() == 0.0
+    assert layer.change_norm() == (0.0 if family(name).has_weight else None)
     randomize(layer)
     assert not torch.allclose(model.get_submodule(module)(x), before, atol=1e-3)
     with network.off():
@@ -100,7 +147,7 @@ def test_nothing_is_changed_at_the_start_or_when_off_or_after_removal(name, vari
 
 @pytest.mark.parametrize("name,variant,module", CASES)
 def test_what_is_saved_is_loaded_exactly_under_another_seed(name, variant, module):
-    first, second = base(), base()
+    first, second = base(name), base(name)
     one, two = attach(first, name, variant), attach(second, name, variant, seed=9)
     for layer in one.layers.values():
         randomize(layer)
@@ -108,7 +155,7 @@ def test_what_is_saved_is_loaded_exactly_under_another_seed(name, variant, modul
     two.load(saved)
     assert saved.keys() == two.tensors().keys()
     assert all(torch.equal(value, two.tensors()[key]) for key, value in saved.items())
-    x = sample(module)
+    x = sample(name, module)
     assert torch.equal(first.get_submodule(module)(x), second.get_submodule(module)(x))
     key = next(k for k in saved if k.startswith(f"diffusion_model.{module}") and saved[k].ndim)
     with pytest.raises(ValueError, match=f"{module}: .*expected shape"):
@@ -117,7 +164,7 @@ def test_what_is_saved_is_loaded_exactly_under_another_seed(name, variant, modul
 
 @pytest.mark.parametrize("name,variant,module", CASES)
 def test_only_what_is_declared_moves_and_all_of_it_does(name, variant, module):
-    model, x = base(), sample(module)
+    model, x = base(name), sample(name, module)
     frozen = {key: value.clone() for key, value in model.state_dict().items()}
     layer = attach(model, name, variant).layers[module]
     before = {key: p.detach().clone() for key, p in layer.named_parameters()}
@@ -133,13 +180,13 @@ def test_only_what_is_declared_moves_and_all_of_it_does(name, variant, module):
     assert all(torch.equal(value, frozen[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name,variant,module", CASES)
+@pytest.mark.parametrize("name,variant,module", OF_WEIGHTS)
 def test_the_hooked_layer_is_one_with_another_weight_whose_norm_it_knows(name, variant, module):
-    model = base()
+    model = base(name)
     target = model.get_submodule(module)
     layer = attach(model, name, variant).layers[module]
     randomize(layer)
-    x = sample(module)
+    x = sample(name, module)
     with torch.no_grad():
         out = target(x)
         norm = layer.change_norm()
@@ -152,13 +199,13 @@ def test_the_hooked_layer_is_one_with_another_weight_whose_norm_it_knows(name, v
 
 @pytest.mark.parametrize("name,variant,module", CASES)
 def test_the_gradient_is_that_of_the_output(name, variant, module):
-    model = base().double()
+    model = base(name).double()
     layer = attach(model, name, variant).layers[module]
     randomize(layer)
     if not layer.has_exact_gradient:
         pytest.skip(f"a part of {name} counts as a number; its own test has the oracle")
     layer.double()
-    x = sample(module, dtype=torch.float64)[:1]
+    x = sample(name, module, dtype=torch.float64)[:1]
     parameters = list(layer.parameters())
 
     def out(*values):
@@ -169,7 +216,7 @@ def test_the_gradient_is_that_of_the_output(name, variant, module):
 
 @pytest.mark.parametrize("name,variant,module", CASES)
 def test_a_batch_may_be_cut(name, variant, module):
-    model, x = base(), sample(module)
+    model, x = base(name), sample(name, module)
     network = attach(model, name, variant, module_dropout=0.5)
     layer = network.layers[module]
     randomize(layer)
@@ -197,10 +244,10 @@ def test_a_batch_may_be_cut(name, variant, module):
 
 @pytest.mark.parametrize("name,variant,module", CASES)
 def test_bf16_goes_in_and_out_and_the_masters_stay_fp32(name, variant, module):
-    model = base()
+    model = base(name)
     layer = attach(model, name, variant).layers[module]
     randomize(layer)
-    x = sample(module)
+    x = sample(name, module)
     expected = model.get_submodule(module)(x)
     model.to(torch.bfloat16)
     out = model.get_submodule(module)(x.to(torch.bfloat16))
@@ -214,7 +261,7 @@ def test_bf16_goes_in_and_out_and_the_masters_stay_fp32(name, variant, module):
 
 @pytest.mark.parametrize("name", NETWORKS.names())
 def test_equal_seeds_give_equal_layers_and_settings_tell_networks_apart(name):
-    one, two = attach(base(), name, {}, seed=3), attach(base(), name, {}, seed=3)
+    one, two = attach(base(name), name, {}, seed=3), attach(base(name), name, {}, seed=3)
     assert all(torch.equal(value, two.tensors()[key]) for key, value in one.tensors().items())
     settings = NETWORKS.get(name)
     assert repr(settings(module_dropout=0.25)) != repr(settings())
@@ -225,5 +272,5 @@ def test_equal_seeds_give_equal_layers_and_settings_tell_networks_apart(name):
 def test_what_no_adapter_fits_is_named(name):
     model = nn.Sequential()
     model.grouped = nn.Conv2d(4, 4, 3, groups=2)
-    with pytest.raises(ValueError, match=r"grouped: .*2 groups .*leave it out"):
+    with pytest.raises(ValueError, match=family(name).unfit):
         attach(model, name, {})
