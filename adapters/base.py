@@ -53,11 +53,22 @@ class Layer(nn.Module):
         def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             if not is_on():
                 return base(x, *args, **kwargs)
-            adapted: torch.Tensor = self(x, base(self.before(x), *args, **kwargs))
-            return adapted
+            return self.computed(x, lambda given: base(given, *args, **kwargs))
 
         module.forward = forward  # type: ignore[method-assign]
         return lambda: module.__dict__.pop("forward", None)
+
+    def computed(
+        self, x: torch.Tensor, base: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """The adapted output.
+
+        Args:
+            x: The module's input.
+            base: The module as it is.
+        """
+        adapted: torch.Tensor = self(x, base(self.before(x)))
+        return adapted
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
         """What the module gets instead of its input ``x``."""

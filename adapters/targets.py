@@ -64,15 +64,32 @@ def kind(module: nn.Module) -> str | None:
     return None
 
 
-def targets(root: nn.Module, blocks: str) -> tuple[str, ...]:
+def norm(module: nn.Module) -> str | None:
+    """The name of the scale of a normalization, ``"weight"`` or ``"scale"``; None for all else, and without a scale."""
+    if "norm" not in type(module).__name__.lower() or next(module.children(), None) is not None:
+        return None
+    own = module._parameters
+    return next((n for n in ("weight", "scale") if getattr(own.get(n), "ndim", 0) == 1), None)
+
+
+def targets(root: nn.Module, blocks: str, norms: bool = False) -> tuple[str, ...]:
     """Names of the linear and convolution modules of ``root`` that ``blocks`` selects; ``none`` selects none.
+
+    Args:
+        root: The model.
+        blocks: The selection.
+        norms: Whether normalizations that have a scale are selected, too.
 
     Raises:
         ValueError: A part of the selection, or the whole of it, matches nothing; lists near names.
     """
     if blocks.strip() == NONE:
         return ()
-    names = [name for name, module in root.named_modules() if kind(module)]
+    names = [
+        name
+        for name, module in root.named_modules()
+        if kind(module) or (norms and norm(module) is not None)
+    ]
     chosen: set[str] = set()
     parts = [part.strip() for part in blocks.replace("\n", ",").split(",") if part.strip()]
     if parts and parts[0].startswith("-"):

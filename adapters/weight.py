@@ -16,11 +16,11 @@ def readable(module: nn.Module) -> torch.Tensor | None:
     return weight.detach()
 
 
-def matrix(module: nn.Module, what: str) -> torch.Tensor:
-    """The weight of a module as an fp32 matrix ``[out, in * kernel]``, where it is stored.
+def needed(module: nn.Module, what: str) -> torch.Tensor:
+    """The weight of a module, where and as it is stored.
 
     Args:
-        module: A linear layer or a convolution.
+        module: Any layer.
         what: The adapter that needs it, for the message.
 
     Raises:
@@ -32,7 +32,20 @@ def matrix(module: nn.Module, what: str) -> torch.Tensor:
             f"Its weight is quantised or not there, and {what} depends on it: load the model in bf16, fp16 or plain "
             "fp8, or choose the network 'lora'."
         )
-    return weight.float().flatten(1)
+    return weight
+
+
+def matrix(module: nn.Module, what: str) -> torch.Tensor:
+    """The weight of a module as an fp32 matrix ``[out, in * kernel]``, where it is stored.
+
+    Args:
+        module: A linear layer or a convolution.
+        what: The adapter that needs it, for the message.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    return needed(module, what).float().flatten(1)
 
 
 def bias(module: nn.Module) -> torch.Tensor | None:

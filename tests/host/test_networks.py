@@ -24,6 +24,7 @@ VARIANTS = {
     "boft": ({"constraint": 0.3, "factors": 2, "rank": 8},),
     "ia3": ({"on_input": "ff.net.2; to_v"},),
     "dora": ({"conv_rank": 2},),
+    "full": ({"norms": False, "biases": False},),
 }
 
 
@@ -43,7 +44,7 @@ def network(name, blocks="all", **settings):
 
 CASES = [
     (name, settings)
-    for name in ("lora", "loha", "lokr", "oft", "boft", "dora", "ia3")
+    for name in ("lora", "loha", "lokr", "oft", "boft", "dora", "ia3", "full")
     for settings in ({}, *VARIANTS.get(name, ()))
 ]
 
@@ -118,13 +119,14 @@ def test_the_stock_loader_takes_all_of_it_and_makes_the_same_weights(family, nam
     changed = 0
     root = model.model.diffusion_model
     for key in attached.layers:
-        weight, bias = (
-            merged(patched, f"diffusion_model.{key}.{part}") for part in ("weight", "bias")
-        )
         module = root.get_submodule(key)
         x = inputs[key]
+        parts = {p: merged(patched, f"diffusion_model.{key}.{p}") for p in module._parameters}
+        weight, bias = parts.get("weight"), parts.get("bias")
         with torch.no_grad():
-            if x.ndim == 4:
+            if not hasattr(module, "in_features") and not hasattr(module, "in_channels"):
+                expected = torch.func.functional_call(module, parts, x)
+            elif x.ndim == 4:
                 expected = F.conv2d(x, weight, bias, module.stride, module.padding)
             else:
                 expected = F.linear(x, weight, bias)
@@ -137,6 +139,8 @@ def test_the_stock_loader_takes_all_of_it_and_makes_the_same_weights(family, nam
 def sample_for(module, generator):
     if hasattr(module, "in_features"):
         return torch.randn(3, module.in_features, generator=generator)
+    if not hasattr(module, "in_channels"):  # a normalization
+        return torch.randn(2, len(next(module.parameters())), generator=generator)
     return torch.randn(2, module.in_channels, 5, 6, generator=generator)
 
 
@@ -182,7 +186,7 @@ def train(name, family="sdxl", state=None, steps=2, total=0, **settings):
         return engine.train(request)
 
 
-@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "oft", "boft", "dora", "ia3"])
+@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "oft", "boft", "dora", "ia3", "full"])
 def test_it_trains_is_handed_on_whole_and_goes_on_from_its_state(name):
     settings = {"module_dropout": 0.2}
     whole = train(name, steps=3, **settings)
@@ -199,7 +203,7 @@ def test_it_trains_is_handed_on_whole_and_goes_on_from_its_state(name):
     assert said == ("m |W0| / |V|" if name == "dora" else None)
 
 
-@pytest.mark.parametrize("name", ["loha", "lokr", "oft", "boft", "dora", "ia3"])
+@pytest.mark.parametrize("name", ["loha", "lokr", "oft", "boft", "dora", "ia3", "full"])
 @pytest.mark.parametrize("family", ["sd3", pytest.param("sd15", marks=pytest.mark.slow)])
 def test_it_trains_in_other_families(name, family):
     made = train(name, family)
@@ -258,7 +262,7 @@ def start(name, file):
         return engine.train(dataclasses.replace(request, start_from=file))
 
 
-@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "oft", "boft", "dora", "ia3"])
+@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "oft", "boft", "dora", "ia3", "full"])
 def test_a_file_for_layers_of_another_shape_is_not_counted_as_applied(name):
     """The host would log an error when it loads the model, and leave the weight as it is."""
     from graft.adapters.attach import Attached
