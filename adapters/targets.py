@@ -15,6 +15,7 @@ from torch import nn
 
 from ..plain import plain
 from ..registry import unknown
+from .spellings import bare, spelled
 
 MAX_PATTERN, MAX_STARS, MAX_STARS_EACH = (
     1000,
@@ -116,8 +117,12 @@ def matching(names: Sequence[str], part: str, what: str = "The block selection")
     Raises:
         ValueError: It matches none of them; lists near names.
     """
-    patterns = [_compiled(pattern) for pattern in PRESETS.get(part, (part,))]
-    matched = {name for name in names if any(pattern.search(name) for pattern in patterns)}
+    patterns = [_compiled(pattern) for pattern in PRESETS.get(part, (bare(part),))]
+
+    def matches(name: str) -> bool:
+        return any(pattern.search(name) for pattern in patterns)
+
+    matched = set(filter(matches, names)) or spelled(names, matches, part)
     if not matched:
         segments = {
             segment for name in names for segment in name.split(".") if not segment.isdigit()

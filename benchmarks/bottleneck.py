@@ -7,8 +7,8 @@
 
 Each case trains 300 steps on the twelve drawings of `dax`, batch 12, Min-SNR, a constant rate, no preservation. The
 rate is the best of 1, 3, 10, ... for attn2o-ffni at 200 steps of a fourth seed, by the product of concept and rest, and
-is the same for all positions, as in the paper. The score is the share of 64 prompts in new colours that show shape, colour
-and background; `kept` is what is left of the base's score on 128 prompts of its own shapes.
+is the same for all positions, as in the paper. The score is the share of 64 prompts in new colours that show shape,
+colour and background; `kept` is what is left of the base's score on 128 prompts of its own shapes.
 """
 
 import argparse

@@ -185,3 +185,49 @@ def test_b_lora_and_its_parts_are_the_layers_of_the_paper():
     assert len(targets(network, "cross-attention kv")) == 140
     with pytest.raises(ValueError, match="matches no layer"):
         targets(build("SD3").model.diffusion_model, "b-lora")
+
+
+@pytest.mark.parametrize("name", ["SD15", "SDXL"])
+def test_layers_are_found_by_the_names_that_other_programs_give_them(name):
+    """The host's own maps are the oracle: each of diffusers' and kohya's names selects the one layer it stands for."""
+    import comfy.lora
+    import comfy.utils
+
+    from graft.adapters import spellings
+    from graft.adapters.targets import matching, targets
+
+    patcher = build(name)
+    names = targets(patcher.model.diffusion_model, "all")
+    known = comfy.utils.unet_to_diffusers(patcher.model.model_config.unet_config)
+    pairs = {
+        other.removesuffix(".weight"): own.removesuffix(".weight")
+        for other, own in known.items()
+        if own.removesuffix(".weight") in names
+    }
+    assert len(pairs) > 200
+    spelled = {spellings.diffusers(own) for own in pairs.values()}
+    assert spelled == {other for other in pairs if not other.startswith("class_embedding")}
+    assert all(pairs[other] == own for own in names if (other := spellings.diffusers(own)))
+    chosen = ["down_blocks.1.attentions.1.proj_in", "up_blocks.1.upsamplers.0.conv", "conv_out"]
+    for other in chosen:
+        assert matching(names, other) == {pairs[other]}
+        assert matching(names, f"unet.{other}") == {pairs[other]}
+        assert matching(names, f"lora_unet_{other.replace('.', '_')}") == {pairs[other]}
+    for kohya, own in comfy.lora.model_lora_keys_unet(patcher.model, {}).items():
+        module = own.removesuffix(".weight") if isinstance(own, str) else ""
+        module = module.removeprefix("diffusion_model.")
+        if kohya.startswith("lora_unet_") and module in chosen:
+            assert matching(names, kohya) == {module}
+    level = 0 if name == "SDXL" else 1  # SD 1's deepest level has no attention
+    assert matching(names, f"up_blocks.{level}.attentions.1") == {
+        n for n in names if n.startswith(f"output_blocks.{3 * level + 1}.1.")
+    }
+    assert matching(names, "lora_unet_output_blocks_1_0") == {
+        n for n in names if n.startswith("output_blocks.1.0.")
+    }
+    assert matching(names, "up_blocks.*.attentions.1.*.attn2") == {
+        n
+        for n in names
+        for i in (1, 4, 7, 10)
+        if n.startswith(f"output_blocks.{i}.1.") and ".attn2." in n
+    }
