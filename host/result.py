@@ -151,16 +151,7 @@ def apply_both(
         fitting = {
             at: patch for at, patch in loaded.items() if fitting_shapes.fits(patch, at, weights)
         }
-        by_layer = strengths.by_layer([*fitting, *own.layers])
-        patched, patched_clip = model.clone(), None if clip is None else clip.clone()
-        own.put(patched, by_layer)
-        taken: set[Any] = set()
-        for strength in sorted(set(by_layer.values())):
-            group = {at: patch for at, patch in fitting.items() if by_layer.get(at) == strength}
-            taken |= set(patched.add_patches(group, strength))
-        if patched_clip is not None:
-            taken |= set(patched_clip.add_patches(fitting, strengths.clip))
-
+        patched, patched_clip, taken = _patched(model, clip, fitting, own, strengths)
         misfits = loaded.keys() - fitting.keys()
         misshapen = record.keys_of(prefix for prefix, at in key_map.items() if at in misfits)
         refused = [prefix for prefix, at in key_map.items() if at in fitting and at not in taken]
@@ -179,6 +170,22 @@ def apply_both(
         tuple(sorted([*misshapen, *own.misshapen])),
     )
     return patched, patched_clip, Report(applied, total, *lost, change, own.total)
+
+
+def _patched(
+    model: Any, clip: Any, patches: Mapping[Any, Any], own: bottlenecks.Found, strengths: Strengths
+) -> tuple[Any, Any, set[Any]]:
+    """Patched clones, and the places of the patches that they took."""
+    by_layer = strengths.by_layer([*patches, *own.layers])
+    patched, patched_clip = model.clone(), None if clip is None else clip.clone()
+    own.put(patched, by_layer)
+    taken: set[Any] = set()
+    for strength in sorted(set(by_layer.values())):
+        group = {at: patch for at, patch in patches.items() if by_layer.get(at) == strength}
+        taken |= set(patched.add_patches(group, strength))
+    if patched_clip is not None:
+        taken |= set(patched_clip.add_patches(patches, strengths.clip))
+    return patched, patched_clip, taken
 
 
 def self_check(path: Path, model: Any, clip: Any = None) -> Report:

@@ -26,6 +26,7 @@ MODULES = (
     "compare",
     "tokens",
     "text_recipes",
+    "load",
 )
 _log = logging.getLogger(__name__)
 

@@ -48,7 +48,8 @@ class Network(io.ComfyNode):
                     "network",
                     "The kind of adapter. lora: the usual one. dora: learns direction and size apart, well at small "
                     "ranks. loha: rank squared in a file of twice a LoRA's size. lokr: the smallest files for their "
-                    "rank. oft and boft: turn what is there and never stretch it. ia3: a few numbers a layer.",
+                    "rank. oft and boft: turn what is there and never stretch it. ia3: a few numbers a layer. "
+                    "bottleneck: small networks beside the blocks of a UNet.",
                     NETWORKS.names(),
                     "lora",
                 ),

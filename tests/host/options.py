@@ -155,7 +155,7 @@ def _network(number: int, family: str) -> Any:
         with contextlib.suppress(ValueError):  # the model has no such layers
             made.targets(root)
             able.append(made)
-    return sorted(able, key=lambda network: network.name != "lora")[number % len(able)]
+    return able[number % len(able)]
 
 
 def train(choice: Choice, batch_size: int = 4, accumulate: int = 1, steps: int = STEPS):
