@@ -12,7 +12,7 @@ from torch import nn
 
 from ..plain import plain
 from ..registry import unknown
-from .targets import kind, matching
+from .targets import NONE, kind, matching
 
 Pair = tuple[str, str]
 
@@ -151,6 +151,8 @@ def chosen(root: nn.Module, blocks: str, kinds: set[str]) -> tuple[str, ...]:
     Raises:
         ValueError: The model has no such blocks, or a part of the selection or all of it takes none.
     """
+    if blocks.strip() == NONE:
+        return ()
     found = {n: m for n, m in root.named_modules() if block_kind(m) in kinds}
     missing = kinds - {block_kind(m) for m in found.values()}
     if missing:

@@ -90,8 +90,8 @@ class Ranked(Settings):
 
     def __post_init__(self) -> None:
         check_limits(self)
-        _pairs("ranks", self.ranks, int, 1, MAX_RANK)
-        _pairs("alphas", self.alphas, float, 0.0, 4096.0)
+        pairs("ranks", self.ranks, int, 1, MAX_RANK)
+        pairs("alphas", self.alphas, float, 0.0, 4096.0)
 
     def plan(self: "R", names: Sequence[str]) -> Mapping[str, "R"]:
         """The settings of every layer by its name, with the rank and alpha that the patterns give it.
@@ -103,11 +103,11 @@ class Ranked(Settings):
             ValueError: A pattern matches none of them; lists near names.
         """
         own: dict[str, dict[str, Any]] = {name: {} for name in names}
-        for pattern, rank in _pairs("ranks", self.ranks, int, 1, MAX_RANK):
+        for pattern, rank in pairs("ranks", self.ranks, int, 1, MAX_RANK):
             for name in matching(names, pattern, "ranks"):
                 alpha = self.alpha * rank / self.rank
                 own[name] = {"rank": rank, "alpha": alpha, "conv_rank": 0, "conv_alpha": 0.0}
-        for pattern, alpha in _pairs("alphas", self.alphas, float, 0.0, 4096.0):
+        for pattern, alpha in pairs("alphas", self.alphas, float, 0.0, 4096.0):
             for name in matching(names, pattern, "alphas"):
                 own[name] |= {"alpha": alpha, "conv_alpha": alpha}
         rest: dict[str, Any] = {"ranks": "", "alphas": ""}
@@ -128,8 +128,19 @@ class Ranked(Settings):
 R = TypeVar("R", bound=Ranked)
 
 
-def _pairs(option: str, text: str, number: type, low: float, high: float) -> list[tuple[str, Any]]:
-    """``pattern=number`` pairs in their order."""
+def pairs(option: str, text: str, number: type, low: float, high: float) -> list[tuple[str, Any]]:
+    """``pattern=number`` pairs in their order.
+
+    Args:
+        option: What the text is called in messages.
+        text: Pairs with semicolons, commas or new lines between them.
+        number: ``int`` or ``float``.
+        low: The least number; where it is 0, that itself is none.
+        high: The largest.
+
+    Raises:
+        ValueError: A pair is malformed.
+    """
     found = []
     for part in filter(None, (part.strip() for part in re.split(r"[;,\n]", text))):
         pattern, separator, value = (piece.strip() for piece in part.rpartition("="))
@@ -137,11 +148,16 @@ def _pairs(option: str, text: str, number: type, low: float, high: float) -> lis
             given = number(value)
         except ValueError:
             given = None
-        if not (pattern and separator) or given is None or not (low <= given <= high and given > 0):
+        if (
+            not (pattern and separator)
+            or given is None
+            or not (low <= given <= high)
+            or given == low == 0
+        ):
             kind = "whole number" if number is int else "number"
+            least = f"from {low:g} to" if low < 0 else "above 0 and at most"
             raise ValueError(
-                f"'{part}' in {option} must read pattern={kind} above 0 and at most {high:g}, such as "
-                "output_blocks.*=8."
+                f"'{part}' in {option} must read pattern={kind} {least} {high:g}, such as output_blocks.*=8."
             )
         found.append((pattern, given))
     return found

@@ -106,13 +106,16 @@ def targets(root: nn.Module, blocks: str, norms: bool = False) -> tuple[str, ...
     return tuple(name for name in names if name in chosen)
 
 
-def matching(names: Sequence[str], part: str, what: str = "The block selection") -> set[str]:
+def matching(
+    names: Sequence[str], part: str, what: str = "The block selection", of: str = ""
+) -> set[str]:
     """The names that a preset or pattern selects.
 
     Args:
         names: Names of layers.
         part: A preset or a pattern.
         what: Where it stands, for the message.
+        of: Which layers they are, for the message.
 
     Raises:
         ValueError: It matches none of them; lists near names.
@@ -128,7 +131,7 @@ def matching(names: Sequence[str], part: str, what: str = "The block selection")
             segment for name in names for segment in name.split(".") if not segment.isdigit()
         }
         known = [preset for preset in PRESETS if _any_match(names, preset)] + sorted(segments)
-        of = "of this model" if what.startswith("The") else "that is trained"
+        of = of or ("of this model" if what.startswith("The") else "that is trained")
         raise ValueError(
             f"{what} '{plain(part, 100)}' matches no layer {of}. {unknown('block', part, known)}"
         )

@@ -69,10 +69,19 @@ def load(name: str) -> AdapterFile:
             f"'{name}' holds no LoRA: none of its {len(found)} tensors is one's, for example "
             f"{', '.join(found[:3]) or 'none'}. LoHa, LoKr and full weights cannot be trained further."
         )
-    read = lora_file.read(file)
-    remedy = "The training that made it broke: take a file of an earlier step, or make it anew."
-    refuse_not_finite(f"'{name}'", read.tensors, remedy)
-    return read
+    return _whole(file, name)
+
+
+def load_any(name: str) -> AdapterFile:
+    """Read a file of any kind of adapter, to use it.
+
+    Args:
+        name: One of ``names``.
+
+    Raises:
+        ValueError: There is no such file, it is broken, or holds values that are no numbers.
+    """
+    return _whole(path(name), plain(name))
 
 
 def fingerprint(name: str) -> str:
@@ -84,3 +93,10 @@ def fingerprint(name: str) -> str:
 
 def _examples() -> list[str]:
     return sorted(f"{EXAMPLES}/{file.name}" for file in EXAMPLES_FOLDER.glob(f"*{SUFFIX}"))
+
+
+def _whole(file: Path, name: str) -> AdapterFile:
+    read = lora_file.read(file)
+    remedy = "The training that made it broke: take a file of an earlier step, or make it anew."
+    refuse_not_finite(f"'{name}'", read.tensors, remedy)
+    return read

@@ -5,8 +5,6 @@ All loading goes through ComfyUI's own LoRA code, so what is counted here is wha
 """
 
 import json
-import logging
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,15 @@ from typing import Any
 
 import torch
 
+from ..adapters.bottleneck import is_bottleneck
 from ..adapters.file import AdapterFile
 from ..adapters.tokens import BUNDLE
 from ..loaders import lora_file
-from . import fitting_shapes, paths
+from . import bottlenecks, fitting_shapes, paths
+from .relative_change import relative_change
+from .strengths import WHOLE, Strengths
 
 _LISTED = 8
-_log = logging.getLogger(__name__)
 # ComfyUI's configuration class: (modelspec.architecture, modelspec.implementation,
 # ss_base_model_version). Other classes have no agreed name, so none is written.
 _STABILITY = "https://github.com/Stability-AI/generative-models"
@@ -40,7 +40,7 @@ class Report:
 
     ``unmatched`` are keys that the model has no place for, ``misshapen`` those whose shape is
     another than their place's. ``relative_change`` is |dW| / |W| over the touched weights
-    (Frobenius norms), None where the weights cannot be read.
+    (Frobenius norms), None where the weights cannot be read. ``own`` of all are bottleneck adapters'.
     """
 
     applied: int
@@ -48,6 +48,7 @@ class Report:
     unmatched: tuple[str, ...] = ()
     misshapen: tuple[str, ...] = ()
     relative_change: float | None = None
+    own: int = 0
 
     @property
     def complete(self) -> bool:
@@ -67,6 +68,9 @@ class Report:
             said += f". The model has no place for {_some(self.unmatched)}"
         if self.misshapen:
             said += f". Another shape than the model's: {_some(self.misshapen)}"
+        if self.own:
+            which = "all" if self.own == self.total else f"{self.own}"
+            said += f". Bottleneck adapters: {which} of them; Load Adapter loads these, ComfyUI's Load LoRA does not"
         return said
 
 
@@ -78,7 +82,8 @@ def lora_state_dict(source: Any) -> dict[str, torch.Tensor]:
             generic names, ``diffusion_model.<module>.lora_up.weight`` and so on.
 
     Returns:
-        Tensors by the same names, none of them an inference tensor, without those of new words.
+        Tensors by the same names, none of them an inference tensor, without those of new words and of bottleneck
+        adapters, which core cannot load.
     """
     tensors = source if isinstance(source, Mapping) else source.tensors
     if callable(tensors):
@@ -92,8 +97,12 @@ def lora_state_dict(source: Any) -> dict[str, torch.Tensor]:
 
 
 def of_model(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Those of an adapter's tensors that are the model's, and not a new word's."""
-    return {key: value for key, value in tensors.items() if not key.startswith(BUNDLE)}
+    """Those of an adapter's tensors that the host's LoRA code is for: no new word's, no bottleneck adapter's."""
+    return {
+        key: value
+        for key, value in tensors.items()
+        if not key.startswith(BUNDLE) and not is_bottleneck(key)
+    }
 
 
 def apply(model: Any, lora: Mapping[str, torch.Tensor]) -> tuple[Any, Report]:
@@ -113,13 +122,16 @@ def apply(model: Any, lora: Mapping[str, torch.Tensor]) -> tuple[Any, Report]:
     return patched, report
 
 
-def apply_both(model: Any, clip: Any, lora: Mapping[str, torch.Tensor]) -> tuple[Any, Any, Report]:
-    """Clone a MODEL and a CLIP and patch both with a LoRA as the stock loader does.
+def apply_both(
+    model: Any, clip: Any, lora: Mapping[str, torch.Tensor], strengths: Strengths = WHOLE
+) -> tuple[Any, Any, Report]:
+    """Clone a MODEL and a CLIP and patch both as the stock loader does; bottleneck adapters are put in by our own code.
 
     Args:
         model: The host's ModelPatcher; it is not changed.
         clip: The host's CLIP, None when the LoRA is for the model alone.
         lora: Tensors by key, in any dialect that the host reads.
+        strengths: What their effect is multiplied by.
 
     Returns:
         The patched clones (None for a None), and how much took effect.
@@ -128,7 +140,8 @@ def apply_both(model: Any, clip: Any, lora: Mapping[str, torch.Tensor]) -> tuple
         ValueError: Not one tensor fits.
     """
     lora, given = of_model(lora), lora
-    if given and not lora:  # new words only
+    own = bottlenecks.find(model, given)
+    if given and not lora and not own.total:  # new words only
         return model.clone(), clip and clip.clone(), Report(0, 0)
     with torch.inference_mode(False), torch.no_grad():
         record, key_map, loaded = _load(lora, model, clip)
@@ -138,25 +151,41 @@ def apply_both(model: Any, clip: Any, lora: Mapping[str, torch.Tensor]) -> tuple
         fitting = {
             at: patch for at, patch in loaded.items() if fitting_shapes.fits(patch, at, weights)
         }
-        patched = model.clone()
-        taken = set(patched.add_patches(fitting))
-        patched_clip = None if clip is None else clip.clone()
-        if patched_clip is not None:
-            taken |= set(patched_clip.add_patches(fitting))
-
+        patched, patched_clip, taken = _patched(model, clip, fitting, own, strengths)
         misfits = loaded.keys() - fitting.keys()
         misshapen = record.keys_of(prefix for prefix, at in key_map.items() if at in misfits)
         refused = [prefix for prefix, at in key_map.items() if at in fitting and at not in taken]
         unmatched = (set(record) - record.read | record.keys_of(refused)) - misshapen
-        applied = len(record) - len(unmatched) - len(misshapen)
+        applied = len(record) - len(unmatched) - len(misshapen) + own.applied
+        total = len(record) + own.total
         if applied <= 0:
             raise ValueError(
-                f"None of the {len(record)} tensors of the LoRA fits {type(model.model).__name__}, "
-                f"for example {_some(sorted(record))}. It was trained on another kind of model."
+                f"None of the {total} tensors of the LoRA fits {type(model.model).__name__}, "
+                f"for example {_some([*record, *own.unmatched, *own.misshapen])}. It was trained on "
+                f"another kind of model. {own.reason}".rstrip()
             )
-        change = _relative_change({k: fitting[k] for k in taken}, weights, model, clip)
-    lost = (tuple(sorted(unmatched)), tuple(sorted(misshapen)))
-    return patched, patched_clip, Report(applied, len(record), *lost, change)
+        change = relative_change({k: fitting[k] for k in taken}, weights, model, clip)
+    lost = (
+        tuple(sorted([*unmatched, *own.unmatched])),
+        tuple(sorted([*misshapen, *own.misshapen])),
+    )
+    return patched, patched_clip, Report(applied, total, *lost, change, own.total)
+
+
+def _patched(
+    model: Any, clip: Any, patches: Mapping[Any, Any], own: bottlenecks.Found, strengths: Strengths
+) -> tuple[Any, Any, set[Any]]:
+    """Patched clones, and the places of the patches that they took."""
+    by_layer = strengths.by_layer([*patches, *own.layers])
+    patched, patched_clip = model.clone(), None if clip is None else clip.clone()
+    own.put(patched, by_layer)
+    taken: set[Any] = set()
+    for strength in sorted(set(by_layer.values())):
+        group = {at: patch for at, patch in patches.items() if by_layer.get(at) == strength}
+        taken |= set(patched.add_patches(group, strength))
+    if patched_clip is not None:
+        taken |= set(patched_clip.add_patches(patches, strengths.clip))
+    return patched, patched_clip, taken
 
 
 def self_check(path: Path, model: Any, clip: Any = None) -> Report:
@@ -308,71 +337,6 @@ class _Record(dict[str, torch.Tensor]):
     def keys_of(self, prefixes: Iterable[str]) -> set[str]:
         starts = tuple(f"{prefix}{mark}" for prefix in prefixes for mark in "._")
         return {key for key in self if key.startswith(starts)} & self.read if starts else set()
-
-
-def _relative_change(
-    patches: Mapping[Any, Any], weights: Mapping[str, torch.Tensor], model: Any, clip: Any
-) -> float | None:
-    try:
-        return _measured_change(patches, weights, model, clip)
-    except (RuntimeError, NotImplementedError) as error:
-        _log.warning("How much the LoRA changes the weights cannot be measured: %s", error)
-        return None
-
-
-def _measured_change(
-    patches: Mapping[Any, Any], weights: Mapping[str, torch.Tensor], model: Any, clip: Any
-) -> float | None:
-    change, size = 0.0, 0.0
-    for place, patch in patches.items():
-        key, offset = (place, None) if isinstance(place, str) else (place[0], place[1])
-        weight = _values(key, weights, model, clip)
-        if weight is None:
-            continue
-        part = weight if offset is None else weight.narrow(*offset)
-        squared = _change_squared(patch, weight, offset, key)
-        if squared is not None:
-            change += squared
-            # No fp32 copy of the weight: dtype= sums in fp32 as it reads; fp8 has no such sum.
-            part = part.float() if part.element_size() == 1 else part
-            size += float(torch.linalg.vector_norm(part, dtype=torch.float32)) ** 2
-    return math.sqrt(change / size) if size > 0 else None
-
-
-def _change_squared(patch: Any, weight: torch.Tensor, offset: Any, key: str) -> float | None:
-    import comfy.lora
-
-    weights: tuple[Any, ...] = tuple(getattr(patch, "weights", ()))
-    if getattr(patch, "name", "") == "lora" and all(w is None for w in weights[3:6]):
-        up, down = (w.flatten(1).to("cpu", torch.float64) for w in weights[:2])
-        scale = 1.0 if weights[2] is None else weights[2] / down.shape[0]
-        # |B A|^2 = tr(B^T B A A^T), without the product of full size
-        return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0)) * scale**2
-    if isinstance(patch, tuple) and patch[0] == "diff":
-        return float(torch.linalg.vector_norm(patch[1][0], dtype=torch.float32)) ** 2
-    before = weight.float()
-    after = comfy.lora.calculate_weight([(1.0, patch, 1.0, offset, None)], before.clone(), key)
-    return float((after - before).norm()) ** 2 if after.shape == before.shape else None
-
-
-def _values(
-    key: str, weights: Mapping[str, torch.Tensor], model: Any, clip: Any
-) -> torch.Tensor | None:
-    import comfy.utils
-
-    weight: Any = None
-    for root in (model.model, getattr(clip, "cond_stage_model", None)):
-        try:
-            weight = comfy.utils.get_attr(root, key)
-            break
-        except AttributeError:
-            continue
-    if type(weight).__name__ == "QuantizedTensor":
-        weight = weight.dequantize()
-    elif weight is None or weight.is_meta:
-        weight = weights.get(key)
-    usable = weight is not None and not weight.is_meta and weight.is_floating_point()
-    return weight.detach() if usable else None
 
 
 def _some(keys: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.bottleneck import is_bottleneck
 from ..adapters.file import AdapterFile
 from ..adapters.learned import Learned
 from ..adapters.pair import Kept, Pair
@@ -136,6 +137,7 @@ def prepare(request: Request) -> Start | None:
     file = request.start_from
     if file is None:
         return None
+    _refuse_bottlenecks(file)
     try:
         found = read(request.model, file)
     except ValueError as error:
@@ -143,6 +145,8 @@ def prepare(request: Request) -> Start | None:
     root = request.model.model.diffusion_model
     plan = request.network.plan(request.network.targets(root))
     trained = set(plan)
+    if found.pairs:
+        _check_network(request, plan)
     untrained = [m for m, pair in found.pairs.items() if m not in trained and not pair.is_nothing]
     used = {module: pair for module, pair in found.pairs.items() if module in trained}
     lost = list(_lost(found, untrained, request, root))
@@ -248,6 +252,24 @@ def describe(file: AdapterFile, model: Any = None) -> str:
         if names
     ]
     return "\n".join(said)
+
+
+def _refuse_bottlenecks(file: AdapterFile) -> None:
+    if any(map(is_bottleneck, file.tensors)):
+        raise ValueError(
+            f"start_from, '{file.name}', has bottleneck adapters, and no training can begin with these. Connect the "
+            "state of the run that made them to state, or put them into the MODEL with Load Adapter and train on that."
+        )
+
+
+def _check_network(request: Request, trained: Iterable[str]) -> None:
+    """Whether some of its layers are those of weights, as a LoRA's are."""
+    root, names = request.model.model.diffusion_model, list(trained)
+    if names and not any(kind(root.get_submodule(name)) for name in names):
+        raise ValueError(
+            f"{type(request.network).__name__} layers sit in blocks and cannot begin with a LoRA; choose the network "
+            "'lora', or disconnect start_from."
+        )
 
 
 def _lost(

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.bottleneck import is_bottleneck
 from ..adapters.file import AdapterFile
 from ..plain import plain
 from ..safetensors_header import Header, read_header
@@ -224,8 +225,12 @@ def describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     if algorithms:
         blocks = [tensors[key].ndim for key in tensors if key.endswith(".oft_blocks")]
         args["algo"] = "boft" if 4 in blocks else algorithms[0]
+    module = "lycoris.kohya" if algorithms else "networks.lora"
+    if tensors and all(is_bottleneck(key) for key in tensors):
+        module = "graft.bottleneck"
+        dim = _shared((len(t), 0.0) for key, t in tensors.items() if key.endswith(".down.bias"))[0]
     return {
-        "ss_network_module": "lycoris.kohya" if algorithms else "networks.lora",
+        "ss_network_module": module,
         "ss_network_dim": dim,
         "ss_network_alpha": alpha,
         "ss_network_args": json.dumps(args, sort_keys=True),

@@ -27,6 +27,7 @@ MODULES = (
     "tokens",
     "text_recipes",
     "studies",
+    "load",
 )
 _log = logging.getLogger(__name__)
 

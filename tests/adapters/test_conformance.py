@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every registered network keeps to.
 
-Those of weights on a linear layer and on convolutions with a kernel, a stride, a padding; those of blocks on a transformer
-block and a residual block.
+Those of weights on a linear layer and on convolutions with a kernel, a stride, a padding; those of blocks on a
+transformer block and a residual block.
 """
 
 from collections.abc import Callable

@@ -4,6 +4,7 @@
 Import this module anywhere: it imports the host inside its functions only.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -138,17 +139,23 @@ def _choice(family: str, parts: dict[str, Any], number: int) -> Choice:
     objective = {"preserve": 0.0, **parts, **objective, "zero_terminal": family == "sdxl_v"}
     objective["learn_log_variance"] = getattr(parts.get("weight"), "name", "") == "one"
     settings = Optimizer(algorithm, schedule, **optimizer)
-    network = _network(0 if "loraplus_ratio" in optimizer else number)  # it is for LoRAs
+    # That option is for LoRAs.
+    network = _network(0 if "loraplus_ratio" in optimizer else number, family)
     return Choice(family, Objective(**objective), settings, number % 2 == 1, network)
 
 
-def _network(number: int) -> Any:
-    """The networks in turn, with dropout; small, and of a LoRA's size for those that have a rank."""
+def _network(number: int, family: str) -> Any:
+    """The networks in turn that the family takes, with dropout; small, and of a LoRA's size for those with a rank."""
     from graft.adapters import NETWORKS
 
-    kind = NETWORKS.get(NETWORKS.names()[number % len(NETWORKS.names())])
     wished = {"rank": 2, "blocks": "attention", "dropout": 0.1, "module_dropout": 0.1}
-    return kind(**{k: v for k, v in wished.items() if k in kind.__dataclass_fields__})
+    root, able = tiny.model(family).model.diffusion_model, []
+    for kind in map(NETWORKS.get, NETWORKS.names()):
+        made = kind(**{k: v for k, v in wished.items() if k in kind.__dataclass_fields__})
+        with contextlib.suppress(ValueError):  # the model has no such layers
+            made.targets(root)
+            able.append(made)
+    return able[number % len(able)]
 
 
 def train(choice: Choice, batch_size: int = 4, accumulate: int = 1, steps: int = STEPS):

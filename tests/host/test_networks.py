@@ -42,11 +42,9 @@ def network(name, blocks="all", **settings):
     return NETWORKS.get(name)(**{key: value for key, value in given.items() if key in known})
 
 
-CASES = [
-    (name, settings)
-    for name in ("lora", "loha", "lokr", "oft", "boft", "dora", "ia3", "full")
-    for settings in ({}, *VARIANTS.get(name, ()))
-]
+OF_WEIGHTS = ("lora", "loha", "lokr", "oft", "boft", "dora", "ia3", "full")
+OF_BLOCKS = ("bottleneck",)  # see test_bottlenecks.py, too
+CASES = [(name, settings) for name in OF_WEIGHTS for settings in ({}, *VARIANTS.get(name, ()))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +58,7 @@ def output(comfy, tmp_path_factory):
 
 
 def test_every_network_is_a_case():
-    assert {name for name, _ in CASES} == set(names())
+    assert {name for name, _ in CASES} | set(OF_BLOCKS) == set(names())
 
 
 def wired(family):
@@ -186,11 +184,13 @@ def train(name, family="sdxl", state=None, steps=2, total=0, **settings):
         return engine.train(request)
 
 
-@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "oft", "boft", "dora", "ia3", "full"])
+@pytest.mark.parametrize("name", [*OF_WEIGHTS, *OF_BLOCKS])
 def test_it_trains_is_handed_on_whole_and_goes_on_from_its_state(name):
     settings = {"module_dropout": 0.2}
     whole = train(name, steps=3, **settings)
-    assert whole.report.count("tensors applied, |dW| =") == 1 and "changed most" in whole.report
+    assert whole.report.count("tensors applied") == 1
+    changed = ("tensors applied, |dW| =" in whole.report, "changed most" in whole.report)
+    assert changed == (name in OF_WEIGHTS,) * 2
     losses = whole.loss_map["loss"]
     assert len(losses) == 3 and all(0 < loss < 100 for loss in losses)
     head = train(name, steps=2, total=3, **settings)
@@ -209,6 +209,18 @@ def test_it_trains_in_other_families(name, family):
     made = train(name, family)
     total = len(made.lora_model)
     assert f"{total} of {total} tensors applied" in made.report
+
+
+@pytest.mark.parametrize("name", OF_BLOCKS)
+def test_a_network_of_blocks_is_for_unets(name):
+    made = train(name, "sd15")
+    total = len(made.adapter.tensors)
+    assert f"{total} of {total} tensors applied" in made.report
+    for family, kind in (("sd3", "OpenAISignatureMMDITWrapper"), ("flux", "Flux")):
+        with pytest.raises(
+            ValueError, match=f"blocks of a UNet.*; {kind} has no transformer block"
+        ):
+            train(name, family)
 
 
 def test_a_dora_is_written_for_the_loader_that_there_is(monkeypatch):
@@ -238,11 +250,14 @@ def test_a_network_that_cannot_begin_with_a_file_says_so():
     file = AdapterFile(lora.lora_model, {}, "cat")
     begun = start("dora", file)
     assert "begins with 'cat'" in begun.report
-    for name in ("loha", "lokr", "oft", "boft", "ia3"):
+    for name in ("loha", "lokr", "oft", "boft", "ia3", *OF_BLOCKS):
         with pytest.raises(ValueError, match="cannot begin with a LoRA; choose the network 'lora'"):
             start(name, file)
     with pytest.raises(ValueError, match="start_from"):
         start("lora", AdapterFile(train("dora").lora_model, {}, "dora"))
+    for name in OF_BLOCKS:
+        with pytest.raises(ValueError, match="'mine', has bottleneck adapters.* Load Adapter"):
+            start(name, AdapterFile(train(name).adapter.tensors, {}, "mine"))
 
 
 def start(name, file):
