@@ -49,8 +49,8 @@ class Network(io.ComfyNode):
                     "The kind of adapter. lora: the usual one. dora: learns direction and size apart, well at small "
                     "ranks. loha: rank squared in a file of twice a LoRA's size. lokr: the smallest files for their "
                     "rank. oft and boft: turn what is there and never stretch it. ia3: a few numbers a layer. "
-                    "full: the weights themselves, without rank and alpha; set blocks to all. bottleneck: small networks "
-                    "beside the blocks of a UNet.",
+                    "full: the weights themselves, without rank and alpha; set blocks to all. bottleneck: small "
+                    "networks beside the blocks of a UNet.",
                     NETWORKS.names(),
                     "lora",
                 ),
