@@ -26,6 +26,7 @@ MODULES = (
     "compare",
     "tokens",
     "text_recipes",
+    "b_lora",
 )
 _log = logging.getLogger(__name__)
 

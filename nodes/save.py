@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import graph, paths, result
+from ..loaders.selection import select
 from .schema import GraftAdapter, output, schema, socket, switch, text
 
 _TRIGGER_KEY = "modelspec.trigger_phrase"
@@ -54,6 +55,12 @@ class SaveLora(io.ComfyNode):
                     "Keep this workflow in the file, unless ComfyUI forbids metadata.",
                     True,
                 ),
+                text(
+                    "blocks",
+                    "Only these layers go into the file: b-lora content, b-lora style, or any presets and patterns. "
+                    "Empty: all that was trained, new words and text encoders too.",
+                    optional=True,
+                ),
             ],
             outputs=[output(io.String, "path", "The file as Load LoRA lists it.")],
         )
@@ -76,7 +83,9 @@ class SaveLora(io.ComfyNode):
         embed_workflow: bool,
         model: Any = None,
         clip: Any = None,
+        blocks: str = "",
     ) -> io.NodeOutput:
+        adapter = select(adapter, blocks)
         name = paths.safe_name(_stem(filename) or adapter.name, "filename")
         metadata = dict(adapter.metadata)
         if trigger.strip():
@@ -89,6 +98,8 @@ class SaveLora(io.ComfyNode):
         )
         listed = saved.relative_to(paths.loras_folder())
         said = [f"Saved as {listed} in output/loras"]
+        if blocks.strip():
+            said.append(f"Layers of {blocks.strip()}: {len(adapter.tensors)} tensors")
         if metadata.get(_TRIGGER_KEY):
             said.append(f"Trigger: {metadata[_TRIGGER_KEY]}")
         if model is None:
