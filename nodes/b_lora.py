@@ -150,13 +150,10 @@ class TrainBLora(io.ComfyNode):
         if prompt.strip():
             dataset = with_caption(dataset, prompt.strip())
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
+        weighted, kept = WEIGHTS.get(weight)(), lines(preserve_prompts)
         chosen = {
             "network": LoRA(rank, alpha, BLOCKS[blocks]),
-            "objective": Objective(
-                weight=WEIGHTS.get(weight)(),
-                preserve=preserve,
-                preserve_prompts=lines(preserve_prompts),
-            ),
+            "objective": Objective(weight=weighted, preserve=preserve, preserve_prompts=kept),
             "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
             "validation": validation,
             "start_from": start_from,

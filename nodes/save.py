@@ -62,7 +62,14 @@ class SaveLora(io.ComfyNode):
                     optional=True,
                 ),
             ],
-            outputs=[output(io.String, "path", "The file as Load LoRA lists it.")],
+            outputs=[
+                output(io.String, "path", "The file as Load LoRA lists it."),
+                output(
+                    io.LoraModel,
+                    "LORA_MODEL",
+                    "What is in the file, for Load LoRA Model in the same graph.",
+                ),
+            ],
         )
 
     @classmethod
@@ -110,7 +117,8 @@ class SaveLora(io.ComfyNode):
             said.append(result.self_check(saved, model, clip).text)
         report = "\n".join(said)
         graph.show_text(cls.hidden.unique_id, report)
-        return io.NodeOutput(str(listed), ui={"text": [report]})
+        kept = result.lora_state_dict(adapter)
+        return io.NodeOutput(str(listed), kept, ui={"text": [report]})
 
 
 def _stem(filename: str) -> str:

@@ -45,7 +45,9 @@ def test_the_defaults_are_the_papers(asked):
     assert request.dataset.texts(0) == ("A [v]",)
 
 
-@pytest.mark.parametrize("choice,preset", [("content", "b-lora content"), ("style", "b-lora style")])
+@pytest.mark.parametrize(
+    "choice,preset", [("content", "b-lora content"), ("style", "b-lora style")]
+)
 def test_one_block_alone(asked, choice, preset):
     assert asked(blocks=choice).network.blocks == preset
 
