@@ -81,7 +81,9 @@ def only_from(block: torch.nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def look(network: Any, first: torch.nn.Module, parameters: Any, forward: Callable[[], Any]) -> Graph:
+def look(
+    network: Any, first: torch.nn.Module, parameters: Any, forward: Callable[[], Any]
+) -> Graph:
     """Run a forward pass and look at what it keeps.
 
     Args:
@@ -171,18 +173,11 @@ def seconds(name: str, turns: int, steps: int) -> dict[str, list[float]]:
     for _ in range(turns):
         with _training(name, "attention") as (_, loop):
             _step(loop)
-            taken[ATTENTION].append(min(_timed(lambda: _step(loop)) for _ in range(steps)))
+            taken[ATTENTION].append(min(_timed(_step, loop) for _ in range(steps)))
         with _training(name, "b-lora") as (trained, loop):
-            block = first_block(trained.diffusion_model)
-
-            def floor() -> None:
-                loop.drop()
-                with only_from(block):
-                    loss = losses(loop).sum()
-                loss.backward()
-
+            net = trained.diffusion_model
             _step(loop)
-            pairs = [(_timed(lambda: _step(loop)), _timed(floor)) for _ in range(steps)]
+            pairs = [(_timed(_step, loop), _timed(_floor, loop, net)) for _ in range(steps)]
             for which, own in zip((B_LORA, FLOOR), zip(*pairs, strict=True), strict=True):
                 taken[which].append(min(own))
     return taken
@@ -231,9 +226,16 @@ def _step(loop: Any) -> None:
     loop.run()
 
 
-def _timed(work: Callable[[], None]) -> float:
+def _floor(loop: Any, network: Any) -> None:
+    loop.drop()
+    with only_from(first_block(network)):
+        loss = losses(loop).sum()
+    loss.backward()
+
+
+def _timed(work: Callable[..., None], *given: Any) -> float:
     began = time.perf_counter()
-    work()
+    work(*given)
     return time.perf_counter() - began
 
 

@@ -22,7 +22,7 @@ def check_b_lora(model: Any) -> None:
         except ValueError as error:
             kind = type(base.model_config).__name__
             raise ValueError(
-                f"B-LoRA trains two blocks of SDXL, output_blocks.0.1 and output_blocks.1.1; this MODEL ({kind}) "
-                "has no attention there. Connect an SDXL model, or train blocks of this one with Train LoRA: its blocks "
-                "takes patterns of the model's own layers."
+                f"B-LoRA trains two blocks of SDXL, output_blocks.0.1 and output_blocks.1.1; this MODEL ({kind}) has "
+                "no attention there. Connect an SDXL model, or train blocks of this one with Train LoRA, whose widget "
+                "blocks takes patterns of the model's own layers."
             ) from error

@@ -86,6 +86,8 @@ def test_nothing_selected_is_an_error_with_near_names():
         select(adapter(), "b-lora styl")
     with pytest.raises(ValueError, match="leaves no layer of those that are trained"):
         select(adapter(), "b-lora style, -output_blocks")
-    other = {key.replace("diffusion_model.", "lora_unet_"): t for key, t in adapter().tensors.items()}
+    other = {
+        key.replace("diffusion_model.", "lora_unet_"): t for key, t in adapter().tensors.items()
+    }
     with pytest.raises(ValueError, match="Leave blocks empty"):
         select(AdapterFile(other, name="theirs"), "b-lora")

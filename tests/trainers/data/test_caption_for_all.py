@@ -10,7 +10,9 @@ from graft.trainers.data import Captioning, Dataset, Item, join, with_caption
 
 
 def pictures(count=2, caption="old", **more):
-    return Dataset(tuple(Item(caption, pixels=torch.zeros(64, 64, 3)) for _ in range(count)), **more)
+    return Dataset(
+        tuple(Item(caption, pixels=torch.zeros(64, 64, 3)) for _ in range(count)), **more
+    )
 
 
 def test_every_picture_has_it_and_nothing_else_changes():
