@@ -208,6 +208,17 @@ def compare(name: str, turns: int, steps: int) -> dict[str, float]:
     }
 
 
+def layout(pixels: int) -> dict[str, float]:
+    """GiB at the peak of a pass over one picture of the real SDXL in bf16, counted on `meta`, at rank 64."""
+    from .memory_table import GIB, count, trainable
+
+    found = {}
+    for which, blocks in ((ATTENTION, "attention"), (B_LORA, "b-lora")):
+        with trainable("SDXL", RANK, blocks) as (net, attached, _):
+            found[which] = count("SDXL", net, attached, pixels, 1) / GIB
+    return found | {"of attention": found[B_LORA] / found[ATTENTION]}
+
+
 def _training(name: str, blocks: str) -> Any:
     from graft.trainers.plan import Plan
 
@@ -246,13 +257,18 @@ def _ratio(one: list[float], other: list[float]) -> float:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="sdxl64", help=f"of {', '.join(SUBJECTS)}")
+    parser.add_argument("--pixels", type=int, default=0, help="count the real SDXL at this size")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5, help="timed steps of a turn")
     options = parser.parse_args(arguments)
     start()
     from graft.benchmarks import b_lora  # the pack's own modules are there from here on
 
-    for name, value in b_lora.compare(options.model, options.turns, options.steps).items():
+    if options.pixels:
+        found = b_lora.layout(options.pixels)
+    else:
+        found = b_lora.compare(options.model, options.turns, options.steps)
+    for name, value in found.items():
         print(f"{name:32}{value:12.4g}", flush=True)
     return 0
 
