@@ -91,19 +91,34 @@ def targets(root: nn.Module, blocks: str, norms: bool = False) -> tuple[str, ...
         for name, module in root.named_modules()
         if kind(module) or (norms and norm(module) is not None)
     ]
-    chosen: set[str] = set()
+    return chosen(names, blocks)
+
+
+def chosen(names: Sequence[str], blocks: str, what: str = "The block selection") -> tuple[str, ...]:
+    """Those of the names of layers that ``blocks`` selects, in their order.
+
+    Args:
+        names: Names of layers.
+        blocks: Presets and patterns.
+        what: Where it stands, for the message.
+
+    Raises:
+        ValueError: A part of the selection, or the whole of it, matches nothing; lists near names.
+    """
+    found: set[str] = set()
     parts = [part.strip() for part in blocks.replace("\n", ",").split(",") if part.strip()]
     if parts and parts[0].startswith("-"):
-        chosen.update(names)
+        found.update(names)
     for part in parts:
-        matched = matching(names, part.removeprefix("-").strip())
+        matched = matching(names, part.removeprefix("-").strip(), what)
         if part.startswith("-"):
-            chosen -= matched
+            found -= matched
         else:
-            chosen |= matched
-    if not chosen:
-        raise ValueError(f"The block selection '{plain(blocks, 200)}' leaves no layer to train.")
-    return tuple(name for name in names if name in chosen)
+            found |= matched
+    if not found:
+        end = "to train" if what.startswith("The") else "of those that are trained"
+        raise ValueError(f"{what} '{plain(blocks, 200)}' leaves no layer {end}.")
+    return tuple(name for name in names if name in found)
 
 
 def matching(

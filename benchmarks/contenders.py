@@ -50,9 +50,14 @@ def graft(
 
 @contextmanager
 def training(
-    subject: Subject, model: Any, pictures: Pictures, plan: Any, sink: Callable[[Any], None]
+    subject: Subject,
+    model: Any,
+    pictures: Pictures,
+    plan: Any,
+    sink: Callable[[Any], None],
+    network: Any = None,
 ) -> Iterator[tuple[Any, Any]]:
-    """Our trainer, ready for its first step: the trainee and the loop."""
+    """Our trainer, ready for its first step: the trainee and the loop; with another network where one is given."""
     import comfy.model_management as mm
 
     from graft.adapters import NETWORKS
@@ -80,7 +85,7 @@ def training(
         mm.throw_exception_if_processing_interrupted()
         return False
 
-    network = NETWORKS.get("lora")(rank=RANK, blocks="all")
+    network = network or NETWORKS.get("lora")(rank=RANK, blocks="all")
     optimizer = Optimizer(OPTIMIZERS.get("adamw")(lr=LEARNING_RATE))
     with torch.inference_mode(False), trainee(model, precision="fp32") as trained:
         conditioner = Conditioner(trained.patcher, trained.device)

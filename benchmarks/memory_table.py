@@ -92,12 +92,15 @@ def attend(_: Any, q: Any, k: Any, v: Any, heads: int, *args: Any, **kwargs: Any
 
 
 @contextmanager
-def trainable(name: str, rank: int = RANK) -> Iterator[tuple[Any, Any, Any]]:
+def trainable(
+    name: str, rank: int = RANK, blocks: str = "attention"
+) -> Iterator[tuple[Any, Any, Any]]:
     """The network of a layout on `meta`, in bf16, with a LoRA on its attention layers.
 
     Args:
         name: of ``CASES``.
         rank: of the LoRA.
+        blocks: which layers have it.
 
     Yields:
         The host's network, what is attached to it, and what can keep its blocks on the CPU.
@@ -111,7 +114,7 @@ def trainable(name: str, rank: int = RANK) -> Iterator[tuple[Any, Any, Any]]:
     patcher = build(name)
     network = patcher.model.diffusion_model.requires_grad_(False)
     network.to(torch.bfloat16)
-    attached = Attached(network, LoRA(rank=rank, blocks="attention"), 0, "meta")
+    attached = Attached(network, LoRA(rank=rank, blocks=blocks), 0, "meta")
     try:
         yield network, attached, Offload(patcher)
     finally:

@@ -28,6 +28,7 @@ MODULES = (
     "text_recipes",
     "studies",
     "load",
+    "b_lora",
 )
 _log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import graph, paths, result
+from ..loaders.selection import select
 from .schema import GraftAdapter, output, schema, socket, switch, text
 
 _TRIGGER_KEY = "modelspec.trigger_phrase"
@@ -54,8 +55,21 @@ class SaveLora(io.ComfyNode):
                     "Keep this workflow in the file, unless ComfyUI forbids metadata.",
                     True,
                 ),
+                text(
+                    "blocks",
+                    "Only these layers go into the file: b-lora content, b-lora style, or any presets and patterns. "
+                    "Empty: all that was trained, new words and text encoders too.",
+                    optional=True,
+                ),
             ],
-            outputs=[output(io.String, "path", "The file as Load LoRA lists it.")],
+            outputs=[
+                output(io.String, "path", "The file as Load LoRA lists it."),
+                output(
+                    io.LoraModel,
+                    "LORA_MODEL",
+                    "What is in the file, for Load LoRA Model in the same graph.",
+                ),
+            ],
         )
 
     @classmethod
@@ -76,7 +90,9 @@ class SaveLora(io.ComfyNode):
         embed_workflow: bool,
         model: Any = None,
         clip: Any = None,
+        blocks: str = "",
     ) -> io.NodeOutput:
+        adapter = select(adapter, blocks)
         name = paths.safe_name(_stem(filename) or adapter.name, "filename")
         metadata = dict(adapter.metadata)
         if trigger.strip():
@@ -89,6 +105,8 @@ class SaveLora(io.ComfyNode):
         )
         listed = saved.relative_to(paths.loras_folder())
         said = [f"Saved as {listed} in output/loras"]
+        if blocks.strip():
+            said.append(f"Layers of {blocks.strip()}: {len(adapter.tensors)} tensors")
         if metadata.get(_TRIGGER_KEY):
             said.append(f"Trigger: {metadata[_TRIGGER_KEY]}")
         if model is None:
@@ -99,7 +117,8 @@ class SaveLora(io.ComfyNode):
             said.append(result.self_check(saved, model, clip).text)
         report = "\n".join(said)
         graph.show_text(cls.hidden.unique_id, report)
-        return io.NodeOutput(str(listed), ui={"text": [report]})
+        kept = result.lora_state_dict(adapter)
+        return io.NodeOutput(str(listed), kept, ui={"text": [report]})
 
 
 def _stem(filename: str) -> str:

@@ -17,6 +17,7 @@ WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 SHORT = {
     "GraftTrainLora": {"steps": 6, "steps_unit": "steps"},
     "GraftTrain": {"steps": 3, "total_steps": 6},
+    "GraftTrainBLora": {"steps": 3},
     "GraftTrainPivotal": {"steps": 3, "steps_unit": "steps"},
     "GraftTrainTextualInversion": {"steps": 3, "steps_unit": "steps"},
     "GraftPreview": {"every": 3, "steps": 2},
@@ -26,7 +27,13 @@ SHORT = {
     "PrimitiveInt": {"value": 1},
 }
 
-TRAINING = ("GraftTrainLora", "GraftTrain", "GraftTrainPivotal", "GraftTrainTextualInversion")
+TRAINING = (
+    "GraftTrainLora",
+    "GraftTrain",
+    "GraftTrainBLora",
+    "GraftTrainPivotal",
+    "GraftTrainTextualInversion",
+)
 
 each = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 

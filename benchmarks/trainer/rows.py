@@ -3,6 +3,7 @@
 
 import torch
 
+from ..b_lora import compare
 from ..data.rows import folder
 from ..skeleton.rows import CODE, Bench, Measurement
 from ..stratified import mini
@@ -104,6 +105,18 @@ def stratified(bench: Bench) -> dict[str, float]:
     return {"stratified: variance of the loss": loss, "stratified: of the gradient": gradient}
 
 
+def b_lora(bench: Bench) -> dict[str, float]:
+    """What B-LoRA computes and keeps, beside a LoRA on all attentions and the floor, on SDXL's layout, 64 channels."""
+    found = compare("sdxl64", turns=3, steps=3)
+    return {
+        "B-LoRA: nodes beyond the floor's": found["nodes"] - found["nodes of the floor"],
+        "B-LoRA: bytes kept before its blocks": found["bytes kept before"],
+        "B-LoRA: memory of attention LoRA's": found["memory of attention"],
+        "B-LoRA: step of attention LoRA's": found["time of attention"],
+        "B-LoRA: step of the floor's": found["time of the floor"],
+    }
+
+
 MEASUREMENTS = (
     Measurement(
         "objectives",
@@ -147,5 +160,17 @@ MEASUREMENTS = (
         {"stratified: variance of the loss": "< 0.7", "stratified: of the gradient": "< 1.1"},
         (*FILES, "benchmarks/stratified.py", "assets/*.safetensors", "assets/concepts/**/*"),
         stratified,
+    ),
+    Measurement(
+        "b-lora",
+        {
+            "B-LoRA: nodes beyond the floor's": "<= 0",
+            "B-LoRA: bytes kept before its blocks": "<= 0",
+            "B-LoRA: memory of attention LoRA's": "<= 0.65",
+            "B-LoRA: step of attention LoRA's": "<= 0.85",
+            "B-LoRA: step of the floor's": "<= 1.05",
+        },
+        (*FILES, "benchmarks/b_lora.py", "benchmarks/contenders.py", "benchmarks/subjects.py"),
+        b_lora,
     ),
 )

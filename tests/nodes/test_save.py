@@ -41,6 +41,7 @@ def save(comfy):
         held = SimpleNamespace(unique_id="7", prompt={"1": {}}, extra_pnginfo=extra)
         node = type("SaveLora", (SaveLora,), {"hidden": held})
         output = node.execute(adapter, filename, trigger, embed_workflow, **wires)
+        call.lora_model = output.args[1]
         return output.args[0], output.ui["text"][0]
 
     yield call
@@ -96,6 +97,52 @@ def test_a_lora_that_fits_nothing_is_an_error(save, model):
     tensors = {key.replace("input", "inner"): t for key, t in adapter(model).tensors.items()}
     with pytest.raises(ValueError, match="None of the 3 tensors"):
         save(AdapterFile(tensors, name="other"), model=model)
+
+
+def with_middle(made):
+    from dataclasses import replace
+
+    other = {
+        key.replace("input_blocks.0.0", "middle_block.1"): t for key, t in made.tensors.items()
+    }
+    return replace(
+        made, tensors={**made.tensors, **other, "bundle_emb.TOK.clip_l": torch.ones(1, 4)}
+    )
+
+
+def test_two_nodes_write_two_parts_of_one_training(save, model):
+    from safetensors.torch import load_file
+
+    from graft.host import paths
+
+    made, rest = with_middle(adapter(model)), {}
+    for blocks in ("input_blocks", "-input_blocks"):
+        name, report = save(made, filename=f"part {len(rest)}", blocks=blocks)
+        assert f"Layers of {blocks}: 3 tensors" in report
+        assert metadata_of(name)["graft.blocks"] == blocks
+        kept = load_file(str(paths.loras_folder() / name))
+        assert kept.keys() == save.lora_model.keys() and len(kept) == 3
+        assert all(torch.equal(kept[key], made.tensors[key]) for key in kept)
+        rest |= kept
+    assert rest.keys() == made.tensors.keys() - {"bundle_emb.TOK.clip_l"}
+
+
+def test_without_blocks_the_file_is_as_it_always_was(save, model):
+    made = with_middle(adapter(model))
+    name, report = save(made, embed_workflow=False)
+    assert "Layers of" not in report and "graft.blocks" not in metadata_of(name)
+    again, _ = save(made, embed_workflow=False, blocks=" ")
+    assert again == name, "equal bytes are the same file"
+    assert save.lora_model.keys() == made.tensors.keys() - {"bundle_emb.TOK.clip_l"}
+
+
+def test_blocks_that_select_nothing_write_nothing(save, model):
+    import folder_paths
+
+    before = folder_paths.get_filename_list("loras")
+    with pytest.raises(ValueError, match="Did you mean .*input_blocks"):
+        save(adapter(model), blocks="inputblocks")
+    assert folder_paths.get_filename_list("loras") == before
 
 
 @pytest.mark.parametrize("filename", ["a/b", "..\\b", "nul", "C:x"])

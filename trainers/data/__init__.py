@@ -2,6 +2,7 @@
 """Data for training: pictures and captions as values, buckets, and the order they are drawn in."""
 
 from .buckets import Fitted, fit, random_crop, size_for, step_for
+from .caption_for_all import with_caption
 from .captions import Captioning
 from .dataset import Dataset
 from .folder import class_names, read_folder
@@ -44,5 +45,6 @@ __all__ = [
     "size_for",
     "split",
     "step_for",
+    "with_caption",
     "with_masks",
 ]
