@@ -18,6 +18,7 @@ SHORT = {
     "GraftTrainLora": {"steps": 6, "steps_unit": "steps"},
     "GraftTrain": {"steps": 3, "total_steps": 6},
     "GraftTrainBLora": {"steps": 3},
+    "GraftPositionStudy": {"steps": 2, "positions": "attn1i-attn2i; attn2o-ffni; ffni-transo"},
     "GraftTrainPivotal": {"steps": 3, "steps_unit": "steps"},
     "GraftTrainTextualInversion": {"steps": 3, "steps_unit": "steps"},
     "GraftPreview": {"every": 3, "steps": 2},
