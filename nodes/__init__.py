@@ -26,6 +26,9 @@ MODULES = (
     "compare",
     "tokens",
     "text_recipes",
+    "dreambooth",
+    "custom_diffusion",
+    "merge_concepts",
 )
 _log = logging.getLogger(__name__)
 

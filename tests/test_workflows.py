@@ -19,6 +19,8 @@ SHORT = {
     "GraftTrain": {"steps": 3, "total_steps": 6},
     "GraftTrainPivotal": {"steps": 3, "steps_unit": "steps"},
     "GraftTrainTextualInversion": {"steps": 3, "steps_unit": "steps"},
+    "GraftTrainDreamBooth": {"steps": 3, "steps_unit": "steps", "class_images": 4},
+    "GraftTrainCustomDiffusion": {"steps": 3, "steps_unit": "steps"},
     "GraftPreview": {"every": 3, "steps": 2},
     "KSampler": {"steps": 3},
     "BasicScheduler": {"steps": 2},
@@ -26,7 +28,14 @@ SHORT = {
     "PrimitiveInt": {"value": 1},
 }
 
-TRAINING = ("GraftTrainLora", "GraftTrain", "GraftTrainPivotal", "GraftTrainTextualInversion")
+TRAINING = (
+    "GraftTrainLora",
+    "GraftTrain",
+    "GraftTrainPivotal",
+    "GraftTrainTextualInversion",
+    "GraftTrainDreamBooth",
+    "GraftTrainCustomDiffusion",
+)
 
 each = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 

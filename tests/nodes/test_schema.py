@@ -14,7 +14,14 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.comfy
 
 OUTPUTS = ["MODEL", "CLIP", "LORA_MODEL", "GRAFT_STATE", "LOSS_MAP", "IMAGE", "GRAFT_ADAPTER"]
-TRAINING = {"GraftTrain", "GraftTrainLora", "GraftTrainPivotal", "GraftTrainTextualInversion"}
+TRAINING = {
+    "GraftTrain",
+    "GraftTrainLora",
+    "GraftTrainPivotal",
+    "GraftTrainTextualInversion",
+    "GraftTrainDreamBooth",
+    "GraftTrainCustomDiffusion",
+}
 # Characters that mean something to the browser's translation library.
 NOT_IN_LOCALES = re.compile(r"[{}@|]")
 
