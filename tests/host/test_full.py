@@ -37,8 +37,12 @@ def gradients(family, t, attached, change=0.0):
     return loss.detach(), [p.grad for p in attached.parameters().values()]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [(family, "fp32") for family in FAMILIES]
+    + [("flux", "bf16")]
+    + [pytest.param(family, "bf16", marks=pytest.mark.slow) for family in FAMILIES[:-1]],
+)
 def test_it_begins_exact_and_gives_the_same_gradients_checkpointed_and_offloaded(family, precision):
     from graft.host.trainee import trainee
 
