@@ -29,6 +29,9 @@ MODULES = (
     "studies",
     "load",
     "b_lora",
+    "dreambooth",
+    "custom_diffusion",
+    "merge_concepts",
 )
 _log = logging.getLogger(__name__)
 

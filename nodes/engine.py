@@ -119,7 +119,7 @@ def check_name(name: str | None) -> bool | str:
 
 
 def train(
-    node: Any, wires: tuple[Any, ...], extras: tuple[Any, ...], **values: Any
+    node: Any, wires: tuple[Any, ...], extras: tuple[Any, ...], note: str = "", **values: Any
 ) -> io.NodeOutput:
     """Run the engine for a node, and hand over what came of it.
 
@@ -127,6 +127,7 @@ def train(
         node: The node's class, which holds the hidden inputs.
         wires: What came over the sockets of ``WIRES``, in their order.
         extras: What came over those of ``EXTRAS``.
+        note: A line below the report.
         values: Further fields of the engine's request.
     """
     hidden = node.hidden
@@ -146,5 +147,5 @@ def train(
         made.loss_map,
         made.images,
         made.adapter,
-        ui={"text": [made.report]},
+        ui={"text": ["\n".join(filter(None, (made.report, note)))]},
     )

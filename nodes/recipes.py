@@ -197,4 +197,11 @@ def steps_for(
     raise ValueError(f"steps_unit is '{unit}'; it must be '{STEPS}', '{PER_IMAGE}' or '{EPOCHS}'.")
 
 
+def plan_for(inputs: dict[str, Any]) -> Plan:
+    """The plan of a node's inputs, whose length is in one of the units."""
+    names = ("steps", "steps_unit", "dataset", "batch_size", "accumulate")
+    steps = steps_for(*(inputs[name] for name in names))
+    return Plan(**taken(Plan, inputs | {"steps": steps}))
+
+
 NODES = [TrainLora]

@@ -28,8 +28,8 @@ from .engine import (
     sockets,
     train,
 )
-from .recipes import EPOCHS, PER_IMAGE, STEPS, steps_for
-from .schema import GraftTokens, choice, field, number, schema, seed, socket, taken, text, whole
+from .recipes import EPOCHS, PER_IMAGE, STEPS, plan_for
+from .schema import GraftTokens, choice, field, number, schema, seed, socket, text, whole
 
 _UNITS = (
     "steps: optimizer steps. steps per image: times the number of pictures. epochs: passes over all pictures, at the "
@@ -132,7 +132,7 @@ class TrainTextualInversion(io.ComfyNode):
             "tokens": _together(token, vectors, init, tokens),
         }
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
-        return train(cls, wires, extras, **chosen, plan=_plan(locals()), name=name)
+        return train(cls, wires, extras, **chosen, plan=plan_for(locals()), name=name)
 
 
 class TrainPivotal(io.ComfyNode):
@@ -255,14 +255,7 @@ class TrainPivotal(io.ComfyNode):
             "tokens": _together(token, vectors, init, tokens),
         }
         wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
-        return train(cls, wires, extras, **chosen, plan=_plan(locals()), name=name)
-
-
-def _plan(inputs: dict[str, Any]) -> Plan:
-    """The plan of a node's inputs, whose length is in one of the units."""
-    names = ("steps", "steps_unit", "dataset", "batch_size", "accumulate")
-    steps = steps_for(*(inputs[name] for name in names))
-    return Plan(**taken(Plan, inputs | {"steps": steps}))
+        return train(cls, wires, extras, **chosen, plan=plan_for(locals()), name=name)
 
 
 def _objective(weight: str, preserve: float, prompts: str) -> Objective:

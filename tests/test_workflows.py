@@ -21,6 +21,8 @@ SHORT = {
     "GraftPositionStudy": {"steps": 2, "positions": "attn1i-attn2i; attn2o-ffni; ffni-transo"},
     "GraftTrainPivotal": {"steps": 3, "steps_unit": "steps"},
     "GraftTrainTextualInversion": {"steps": 3, "steps_unit": "steps"},
+    "GraftTrainDreamBooth": {"steps": 3, "steps_unit": "steps", "class_images": 4},
+    "GraftTrainCustomDiffusion": {"steps": 3, "steps_unit": "steps"},
     "GraftPreview": {"every": 3, "steps": 2},
     "KSampler": {"steps": 3},
     "BasicScheduler": {"steps": 2},
@@ -34,6 +36,8 @@ TRAINING = (
     "GraftTrainBLora",
     "GraftTrainPivotal",
     "GraftTrainTextualInversion",
+    "GraftTrainDreamBooth",
+    "GraftTrainCustomDiffusion",
 )
 
 each = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -20,6 +20,8 @@ TRAINING = {
     "GraftTrainLora",
     "GraftTrainPivotal",
     "GraftTrainTextualInversion",
+    "GraftTrainDreamBooth",
+    "GraftTrainCustomDiffusion",
 }
 # Characters that mean something to the browser's translation library.
 NOT_IN_LOCALES = re.compile(r"[{}@|]")
