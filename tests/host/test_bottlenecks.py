@@ -151,15 +151,24 @@ def test_a_clone_that_comes_and_goes_while_the_model_is_loaded_changes_nothing()
     assert torch.equal(tiny.sample(model, "sdxl"), plain)
     assert not torch.equal(tiny.sample(with_lora, "sdxl"), expected)
     tiny.sample(patched, "sdxl")
+    before = hooks(model)
     stock = patched.clone()
     stock.add_patches({}, 1.0)
+    assert hooks(model) == before > 0
     del stock, with_lora
     gc.collect()
+    assert hooks(model) == before  # also in the middle of a sampling
+    kept = patched.clone()
+    kept.add_patches({}, 1.0)
+    assert torch.equal(tiny.sample(model, "sdxl"), plain) and hooks(model) == 0
     assert torch.equal(tiny.sample(patched, "sdxl"), expected)
-    del patched
+    del patched, kept
     gc.collect()
-    assert torch.equal(tiny.sample(model, "sdxl"), plain)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
+    assert torch.equal(tiny.sample(model, "sdxl"), plain) and hooks(model) == 0
+
+
+def hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
 
 
 def test_strengths():
