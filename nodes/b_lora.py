@@ -8,11 +8,9 @@ from comfy_api.latest import io
 from ..adapters.lora import LoRA
 from ..host import layouts
 from ..trainers.data import with_caption
-from ..trainers.objectives import WEIGHTS, Objective
-from ..trainers.optimizers import SCHEDULES, Optimizer
-from ..trainers.optimizers.adamw import AdamW
+from ..trainers.objectives import Objective
 from ..trainers.plan import AUTO, CONTINUE, Plan
-from .config import PRESERVE_PROMPTS, lines
+from .config import PRESERVE_PROMPTS
 from .engine import (
     EXTRAS,
     HIDDEN,
@@ -27,7 +25,8 @@ from .engine import (
     sockets,
     train,
 )
-from .schema import choice, field, number, schema, seed, taken, text, whole
+from .recipe_parts import adamw, course, objective, rate, weighting
+from .schema import choice, field, schema, seed, text, whole
 
 # Frenkel et al. 2024 (arXiv 2403.14572): rank, learning rate, steps, batch and prompt below are theirs.
 BLOCKS = {
@@ -70,30 +69,12 @@ class TrainBLora(io.ComfyNode):
                 ),
                 field(LoRA, "rank", default=64, max=4096),
                 field(LoRA, "alpha", max=4096.0, step=0.5, advanced=True),
-                number(
-                    "learning_rate",
-                    "Peak learning rate.",
-                    5e-5,
-                    min=0.0,
-                    max=10.0,
-                    step=1e-6,
-                ),
-                choice(
-                    "schedule",
-                    "The course of the learning rate.",
-                    SCHEDULES.names(),
-                    "constant",
-                ),
+                rate("learning_rate", "Peak learning rate.", 5e-5),
+                course(),
                 field(Plan, "batch_size"),
                 field(Plan, "accumulate", advanced=True),
                 seed(RUN_SEED),
-                choice(
-                    "weight",
-                    "How much each noise level counts; one is the model's plain loss.",
-                    WEIGHTS.names(),
-                    "one",
-                    advanced=True,
-                ),
+                weighting(),
                 field(Objective, "preserve", default=0.0, max=100.0, step=0.05),
                 field(Plan, "precision", advanced=True),
                 field(Plan, "checkpointing", advanced=True),
@@ -145,20 +126,17 @@ class TrainBLora(io.ComfyNode):
         offload: str = AUTO,
         start_from: Any = None,
     ) -> io.NodeOutput:
+        inputs = locals()
         layouts.check_b_lora(model)
-        plan = Plan(**taken(Plan, locals()))
-        if prompt.strip():
-            dataset = with_caption(dataset, prompt.strip())
-        wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
-        weighted, kept = WEIGHTS.get(weight)(), lines(preserve_prompts)
-        chosen = {
-            "network": LoRA(rank, alpha, BLOCKS[blocks]),
-            "objective": Objective(weight=weighted, preserve=preserve, preserve_prompts=kept),
-            "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
-            "validation": validation,
-            "start_from": start_from,
-        }
-        return train(cls, wires, extras, **chosen, plan=plan, name=name)
+        said = prompt.strip()
+        return train(
+            cls,
+            inputs,
+            dataset=with_caption(dataset, said) if said else dataset,
+            network=LoRA(rank, alpha, BLOCKS[blocks]),
+            objective=objective(inputs),
+            optimizer=adamw(inputs),
+        )
 
 
 NODES = [TrainBLora]

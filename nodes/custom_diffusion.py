@@ -7,9 +7,6 @@ from comfy_api.latest import io
 
 from ..adapters.full import Full
 from ..adapters.tokens import Concept, Tokens
-from ..trainers.objectives import WEIGHTS, Objective
-from ..trainers.optimizers import SCHEDULES, Optimizer
-from ..trainers.optimizers.adamw import AdamW
 from ..trainers.plan import AUTO, CONTINUE, Plan
 from .dreambooth import prior_inputs, prior_socket, with_prior
 from .engine import (
@@ -25,8 +22,9 @@ from .engine import (
     sockets,
     train,
 )
-from .recipes import EPOCHS, PER_IMAGE, STEPS, plan_for
-from .schema import choice, field, number, schema, seed, text, whole
+from .length import length
+from .recipe_parts import adamw, course, objective, rate, weighting
+from .schema import field, schema, seed, text
 
 BLOCKS = "cross-attention kv"
 RATE = 1e-5
@@ -52,13 +50,7 @@ class TrainCustomDiffusion(io.ComfyNode):
             inputs=[
                 *sockets(*WIRES),
                 *sockets(*EXTRAS, optional=True),
-                whole("steps", "How long it trains, in the unit below.", 250, min=1, max=10**7),
-                choice(
-                    "steps_unit",
-                    "steps: optimizer steps. steps per image: times the number of pictures. epochs: passes over all "
-                    "pictures, at the batch size.",
-                    (STEPS, PER_IMAGE, EPOCHS),
-                ),
+                *length(250),
                 field(Concept, "name", "token"),
                 field(Concept, "vectors", default=1),
                 field(
@@ -68,36 +60,18 @@ class TrainCustomDiffusion(io.ComfyNode):
                     tooltip="Words that it begins with. A rare one means little, so that nothing has to be unlearned. "
                     "Empty: noise of the size of the other words.",
                 ),
-                number(
+                rate(
                     "learning_rate",
                     "Peak learning rate. 0 takes 1e-5, and 2e-5 with class images.",
                     0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=1e-6,
                 ),
-                number(
-                    "token_learning_rate",
-                    "That of the word; 0 is the same.",
-                    0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=1e-6,
-                ),
-                choice(
-                    "schedule", "The course of the learning rates.", SCHEDULES.names(), "constant"
-                ),
+                rate("token_learning_rate", "That of the word; 0 is the same.", 0.0),
+                course(),
                 field(Plan, "batch_size"),
                 field(Plan, "accumulate", advanced=True),
                 seed(RUN_SEED),
                 *prior_inputs(200),
-                choice(
-                    "weight",
-                    "How much each noise level counts; one is the model's plain loss, which class images have.",
-                    WEIGHTS.names(),
-                    "one",
-                    advanced=True,
-                ),
+                weighting(),
                 field(Plan, "precision", advanced=True),
                 field(Plan, "checkpointing", advanced=True),
                 text("name", LORA_NAME, "graft"),
@@ -149,28 +123,20 @@ class TrainCustomDiffusion(io.ComfyNode):
         offload: str = AUTO,
         class_dataset: Any = None,
     ) -> io.NodeOutput:
-        inputs = locals()
+        inputs, concept = locals(), Concept(token.strip(), vectors, init.strip())
         data = with_prior(cls, inputs)
         usual = RATE if data.classes is None else 2 * RATE
-        chosen = _chosen(inputs, learning_rate or usual) | {"validation": validation}
-        wires, extras = (model, clip, vae, data), (preview, sampler, sigmas, state)
-        return train(cls, wires, extras, NOTE, **chosen, plan=plan_for(inputs), name=name)
-
-
-def _chosen(inputs: dict[str, Any], rate: float) -> dict[str, Any]:
-    """What is trained and how, of the node's inputs."""
-    concept = Concept(inputs["token"].strip(), inputs["vectors"], inputs["init"].strip())
-    return {
-        "network": Full(BLOCKS, norms=False, detach_first=True),
-        "tokens": Tokens((concept,), retraction=0.0),
-        "objective": Objective(weight=WEIGHTS.get(inputs["weight"])(), preserve=0.0),
-        "optimizer": Optimizer(
-            AdamW(rate),
-            SCHEDULES.get(inputs["schedule"])(),
-            embedding_lr=inputs["token_learning_rate"],
-            embedding_weight_decay=0.0,
-        ),
-    }
+        of_words = {"embedding_lr": token_learning_rate, "embedding_weight_decay": 0.0}
+        return train(
+            cls,
+            inputs,
+            NOTE,
+            dataset=data,
+            network=Full(BLOCKS, norms=False, detach_first=True),
+            tokens=Tokens((concept,), retraction=0.0),
+            objective=objective(inputs),
+            optimizer=adamw(inputs, usual, **of_words),
+        )
 
 
 NODES = [TrainCustomDiffusion]

@@ -10,9 +10,7 @@ from ..adapters.full import Full
 from ..adapters.lora import LoRA
 from ..host.class_images import Painter, with_class_images
 from ..trainers.data import Dataset
-from ..trainers.objectives import WEIGHTS, Objective
-from ..trainers.optimizers import SCHEDULES, Optimizer
-from ..trainers.optimizers.adamw import AdamW
+from ..trainers.optimizers import Optimizer
 from ..trainers.plan import AUTO, CONTINUE, Plan
 from .engine import (
     EXTRAS,
@@ -28,12 +26,12 @@ from .engine import (
     sockets,
     train,
 )
-from .recipes import EPOCHS, PER_IMAGE, STEPS, plan_for
+from .length import length
+from .recipe_parts import adamw, course, objective, rate, weighting
 from .schema import (
     GraftDataset,
     choice,
     field,
-    number,
     schema,
     seed,
     socket,
@@ -123,13 +121,7 @@ class TrainDreamBooth(io.ComfyNode):
             inputs=[
                 *sockets(*WIRES),
                 *sockets(*EXTRAS, optional=True),
-                whole("steps", "How long it trains, in the unit below.", 800, min=1, max=10**7),
-                choice(
-                    "steps_unit",
-                    "steps: optimizer steps. steps per image: times the number of pictures. epochs: passes over all "
-                    "pictures, at the batch size.",
-                    (STEPS, PER_IMAGE, EPOCHS),
-                ),
+                *length(800),
                 choice(
                     "network",
                     "full weights: all of the model, at 16 bytes of memory for each parameter beside it. LoRA: a "
@@ -142,37 +134,19 @@ class TrainDreamBooth(io.ComfyNode):
                     "Train the text encoders in the same way: better faces, more memory.",
                     False,
                 ),
-                number(
+                rate(
                     "learning_rate",
                     "Peak learning rate. 0 takes 5e-6 for full weights and 1e-4 for a LoRA.",
                     0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=1e-6,
                 ),
-                number(
-                    "text_learning_rate",
-                    "That of the text encoders; 0 is the model's.",
-                    0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=1e-6,
-                ),
-                choice(
-                    "schedule", "The course of the learning rates.", SCHEDULES.names(), "constant"
-                ),
+                rate("text_learning_rate", "That of the text encoders; 0 is the model's.", 0.0),
+                course(),
                 field(Plan, "batch_size"),
                 field(Plan, "accumulate", advanced=True),
                 seed(RUN_SEED),
                 *prior_inputs(),
                 field(Full, "blocks"),
-                choice(
-                    "weight",
-                    "How much each noise level counts; one is the model's plain loss, which class images have.",
-                    WEIGHTS.names(),
-                    "one",
-                    advanced=True,
-                ),
+                weighting(),
                 field(Optimizer, "ema_decay", step=0.0001),
                 field(Plan, "precision", advanced=True),
                 field(Plan, "checkpointing", advanced=True),
@@ -229,30 +203,23 @@ class TrainDreamBooth(io.ComfyNode):
         start_from: Any = None,
         class_dataset: Any = None,
     ) -> io.NodeOutput:
-        inputs = locals()
-        chosen = _chosen(inputs) | {"validation": validation, "start_from": start_from}
-        wires = (model, clip, vae, with_prior(cls, inputs))
-        extras = (preview, sampler, sigmas, state)
-        note = saving(train_text_encoder) if network == FULL else ""
-        return train(cls, wires, extras, note, **chosen, plan=plan_for(inputs), name=name)
+        inputs, is_full = locals(), network == FULL
+        return train(
+            cls,
+            inputs,
+            saving(train_text_encoder) if is_full else "",
+            dataset=with_prior(cls, inputs),
+            network=Full(blocks) if is_full else LoRA(rank, blocks=blocks),
+            text_network=_of_text(is_full, rank) if train_text_encoder else None,
+            objective=objective(inputs),
+            optimizer=adamw(
+                inputs, RATES[network], ema_decay=ema_decay, text_lr=text_learning_rate
+            ),
+        )
 
 
-def _chosen(inputs: dict[str, Any]) -> dict[str, Any]:
-    """What is trained and how, of the node's inputs."""
-    network, rank, blocks = (inputs[name] for name in ("network", "rank", "blocks"))
-    is_full = network == FULL
-    of_text = Full() if is_full else LoRA(rank, blocks="attention")
-    return {
-        "network": Full(blocks) if is_full else LoRA(rank, blocks=blocks),
-        "text_network": of_text if inputs["train_text_encoder"] else None,
-        "objective": Objective(weight=WEIGHTS.get(inputs["weight"])(), preserve=0.0),
-        "optimizer": Optimizer(
-            AdamW(inputs["learning_rate"] or RATES[network]),
-            SCHEDULES.get(inputs["schedule"])(),
-            ema_decay=inputs["ema_decay"],
-            text_lr=inputs["text_learning_rate"],
-        ),
-    }
+def _of_text(is_full: bool, rank: int) -> Full | LoRA:
+    return Full() if is_full else LoRA(rank, blocks="attention")
 
 
 def saving(with_text: bool) -> str:

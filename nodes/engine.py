@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..host import engine, paths
 from ..trainers.plan import Plan
+from .length import plan_for
 from .schema import (
     GraftAdapter,
     GraftDataset,
@@ -71,6 +72,9 @@ TEXTS: dict[str, tuple[Any, str]] = {  # after those
 }
 
 
+SOCKETS = WIRES | EXTRAS | LATER | STARTS | TEXTS
+
+
 def outputs() -> list[Any]:
     """The outputs of a training node. Links are saved by index: append only."""
     return [
@@ -97,9 +101,8 @@ def outputs() -> list[Any]:
 
 
 def sockets(*names: str, optional: bool = False) -> list[Any]:
-    """Sockets of ``WIRES``, ``EXTRAS``, ``LATER``, ``STARTS`` and ``TEXTS``, in the order of ``names``."""
-    known = WIRES | EXTRAS | LATER | STARTS | TEXTS
-    return [socket(known[n][0], n, known[n][1], optional=optional) for n in names]
+    """Sockets of ``SOCKETS``, in the order of ``names``."""
+    return [socket(SOCKETS[n][0], n, SOCKETS[n][1], optional=optional) for n in names]
 
 
 def keeping(*names: str) -> list[Any]:
@@ -118,27 +121,25 @@ def check_name(name: str | None) -> bool | str:
     return True
 
 
-def train(
-    node: Any, wires: tuple[Any, ...], extras: tuple[Any, ...], note: str = "", **values: Any
-) -> io.NodeOutput:
+def train(node: Any, inputs: dict[str, Any], note: str = "", **parts: Any) -> io.NodeOutput:
     """Run the engine for a node, and hand over what came of it.
 
     Args:
         node: The node's class, which holds the hidden inputs.
-        wires: What came over the sockets of ``WIRES``, in their order.
-        extras: What came over those of ``EXTRAS``.
+        inputs: The arguments of its ``execute``: what came over sockets, the name, and how long and how it trains.
         note: A line below the report.
-        values: Further fields of the engine's request.
+        parts: Fields of the engine's request that the node makes itself.
     """
     hidden = node.hidden
     extra = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
     workflow = extra.get("workflow")
-    asker = {
+    asked: dict[str, Any] = {name: inputs.get(name) for name in SOCKETS} | {
+        "plan": plan_for(inputs),
+        "name": inputs["name"],
         "node_id": hidden.unique_id,
         "workflow_id": workflow.get("id") if isinstance(workflow, dict) else None,
     }
-    came = dict(zip((*WIRES, *EXTRAS), (*wires, *extras), strict=True))
-    made = engine.train(engine.Request(**came, **values, **asker))
+    made = engine.train(engine.Request(**asked | parts))
     return io.NodeOutput(
         made.model,
         made.clip,
@@ -147,5 +148,5 @@ def train(
         made.loss_map,
         made.images,
         made.adapter,
-        ui={"text": ["\n".join(filter(None, (made.report, note)))]},
+        ui={"text": ["\n".join(filter(None, [made.report, note]))]},
     )

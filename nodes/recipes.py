@@ -6,13 +6,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..adapters.lora import LoRA
-from ..trainers.data import Dataset
-from ..trainers.data.order import Order
-from ..trainers.objectives import WEIGHTS, Objective
-from ..trainers.optimizers import SCHEDULES, Optimizer
+from ..trainers.objectives import Objective
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.plan import AUTO, CONTINUE, Plan
-from .config import PRESERVE_PROMPTS, lines
+from .config import PRESERVE_PROMPTS
 from .engine import (
     EXTRAS,
     HIDDEN,
@@ -27,9 +24,9 @@ from .engine import (
     sockets,
     train,
 )
-from .schema import choice, field, schema, seed, taken, text, whole
-
-STEPS, PER_IMAGE, EPOCHS = "steps", "steps per image", "epochs"
+from .length import length
+from .recipe_parts import adamw, course, objective, weighting
+from .schema import field, schema, seed, text
 
 
 class TrainLora(io.ComfyNode):
@@ -56,38 +53,16 @@ class TrainLora(io.ComfyNode):
             inputs=[
                 *sockets(*WIRES),
                 *sockets(*EXTRAS, optional=True),
-                whole(
-                    "steps", "How long it trains, in the unit below.", 500, min=1, max=10_000_000
-                ),
-                choice(
-                    "steps_unit",
-                    "steps: optimizer steps. steps per image: times the number of pictures. epochs: passes over all "
-                    "pictures, at the batch size.",
-                    (STEPS, PER_IMAGE, EPOCHS),
-                ),
+                *length(500),
                 field(LoRA, "rank", max=4096),
                 field(LoRA, "alpha", max=4096.0, step=0.5, advanced=True),
                 field(AdamW, "lr", "learning_rate", max=10.0, step=1e-6),
-                choice(
-                    "schedule",
-                    "The course of the learning rate. constant: for a run that may go on from its state. cosine: "
-                    "down to 0 at the last step, for cleaner pictures.",
-                    SCHEDULES.names(),
-                    "constant",
-                ),
+                course(),
                 field(Plan, "batch_size"),
                 field(Plan, "accumulate", advanced=True),
                 seed(RUN_SEED),
                 field(LoRA, "blocks"),
-                choice(
-                    "weight",
-                    "How much each noise level counts. one: the model's plain loss. min-snr: less where little noise "
-                    "is left, which teaches texture. debiased: more where there is much noise, which decides what is "
-                    "to be seen.",
-                    WEIGHTS.names(),
-                    "one",
-                    advanced=True,
-                ),
+                weighting(),
                 field(Objective, "preserve", max=100.0, step=0.05),
                 field(Plan, "precision", advanced=True),
                 field(Plan, "checkpointing", advanced=True),
@@ -145,63 +120,14 @@ class TrainLora(io.ComfyNode):
         start_from: Any = None,
         offload: str = AUTO,
     ) -> io.NodeOutput:
-        steps = steps_for(steps, steps_unit, dataset, batch_size, accumulate)
-        plan = Plan(**taken(Plan, locals()))
-        wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
-        chosen = {
-            "network": LoRA(rank, alpha, blocks),
-            "objective": Objective(
-                weight=WEIGHTS.get(weight)(),
-                preserve=preserve,
-                preserve_prompts=lines(preserve_prompts),
-            ),
-            "optimizer": Optimizer(AdamW(learning_rate), SCHEDULES.get(schedule)()),
-            "validation": validation,
-            "start_from": start_from,
-        }
-        return train(cls, wires, extras, **chosen, plan=plan, name=name)
-
-
-def steps_for(
-    amount: int, unit: str, dataset: Dataset, batch_size: int, accumulate: int = 1
-) -> int:
-    """Optimizer steps of a length that is given in one of the units.
-
-    An epoch is what the loop takes for one: every picture as often as it is repeated, where a batch never mixes sizes.
-
-    Args:
-        amount: How many of the unit.
-        unit: ``steps``, ``steps per image`` or ``epochs``.
-        dataset: The pictures.
-        batch_size: Pictures in one forward pass.
-        accumulate: Forward passes in one optimizer step.
-
-    Raises:
-        ValueError: A number is below 1, or there is no such unit.
-    """
-    for widget, value in (
-        ("steps", amount),
-        ("batch_size", batch_size),
-        ("accumulate", accumulate),
-    ):
-        if value < 1:
-            raise ValueError(f"{widget} is {value}; it must be at least 1.")
-    if unit == STEPS:
-        return amount
-    if unit == PER_IMAGE:
-        return amount * len(dataset.items)
-    if unit == EPOCHS:
-        sizes = [dataset.size(index) for index in range(len(dataset))]
-        order = Order(sizes, batch_size * accumulate, 0, dataset.repeats)
-        return amount * order.steps_per_epoch
-    raise ValueError(f"steps_unit is '{unit}'; it must be '{STEPS}', '{PER_IMAGE}' or '{EPOCHS}'.")
-
-
-def plan_for(inputs: dict[str, Any]) -> Plan:
-    """The plan of a node's inputs, whose length is in one of the units."""
-    names = ("steps", "steps_unit", "dataset", "batch_size", "accumulate")
-    steps = steps_for(*(inputs[name] for name in names))
-    return Plan(**taken(Plan, inputs | {"steps": steps}))
+        inputs = locals()
+        return train(
+            cls,
+            inputs,
+            network=LoRA(rank, alpha, blocks),
+            objective=objective(inputs),
+            optimizer=adamw(inputs),
+        )
 
 
 NODES = [TrainLora]

@@ -9,11 +9,10 @@ from comfy_api.latest import io
 from ..adapters.lora import LoRA
 from ..adapters.targets import NONE
 from ..adapters.tokens import Concept, Tokens
-from ..trainers.objectives import WEIGHTS, Objective
-from ..trainers.optimizers import SCHEDULES, Optimizer
+from ..trainers.objectives import Objective
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.plan import AUTO, CONTINUE, Plan
-from .config import PRESERVE_PROMPTS, lines
+from .config import PRESERVE_PROMPTS
 from .engine import (
     EXTRAS,
     HIDDEN,
@@ -28,16 +27,11 @@ from .engine import (
     sockets,
     train,
 )
-from .recipes import EPOCHS, PER_IMAGE, STEPS, plan_for
-from .schema import GraftTokens, choice, field, number, schema, seed, socket, text, whole
+from .length import length
+from .recipe_parts import adamw, course, objective, rate, weighting
+from .schema import GraftTokens, field, number, schema, seed, socket, text
 
-_UNITS = (
-    "steps: optimizer steps. steps per image: times the number of pictures. epochs: passes over all pictures, at the "
-    "batch size."
-)
 _MORE = "More concepts that are learned along, from Concept Token."
-_SCHEDULE = "The course of the learning rates."
-_WEIGHT = "How much each noise level counts; one is the model's plain loss."
 
 
 class TrainTextualInversion(io.ComfyNode):
@@ -58,24 +52,16 @@ class TrainTextualInversion(io.ComfyNode):
             inputs=[
                 *sockets(*WIRES),
                 *sockets(*EXTRAS, optional=True),
-                whole("steps", "How long it trains, in the unit below.", 1000, min=1, max=10**7),
-                choice("steps_unit", _UNITS, (STEPS, PER_IMAGE, EPOCHS)),
+                *length(1000),
                 field(Concept, "name", "token"),
                 field(Concept, "vectors"),
                 field(Concept, "init"),
-                number(
-                    "learning_rate",
-                    "Peak learning rate of the word.",
-                    5e-3,
-                    min=0.0,
-                    max=10.0,
-                    step=1e-5,
-                ),
-                choice("schedule", _SCHEDULE, SCHEDULES.names(), "constant"),
+                rate("learning_rate", "Peak learning rate of the word.", 5e-3),
+                course(),
                 field(Plan, "batch_size"),
                 field(Plan, "accumulate", advanced=True),
                 seed(RUN_SEED),
-                choice("weight", _WEIGHT, WEIGHTS.names(), "one", advanced=True),
+                weighting(),
                 field(Plan, "precision", advanced=True),
                 field(Plan, "checkpointing", advanced=True),
                 text("name", LORA_NAME, "graft"),
@@ -123,16 +109,15 @@ class TrainTextualInversion(io.ComfyNode):
         offload: str = AUTO,
         tokens: Any = None,
     ) -> io.NodeOutput:
-        chosen = {
-            "network": LoRA(blocks=NONE),
-            # What a word cannot change needs no preserving.
-            "objective": Objective(weight=WEIGHTS.get(weight)(), preserve=0.0),
-            "optimizer": _optimizer(learning_rate, schedule),
-            "validation": validation,
-            "tokens": _together(token, vectors, init, tokens),
-        }
-        wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
-        return train(cls, wires, extras, **chosen, plan=plan_for(locals()), name=name)
+        inputs = locals()
+        return train(
+            cls,
+            inputs,
+            network=LoRA(blocks=NONE),
+            objective=objective(inputs),  # what a word cannot change needs no preserving
+            optimizer=adamw(inputs, embedding_weight_decay=0.0),
+            tokens=_together(token, vectors, init, tokens),
+        )
 
 
 class TrainPivotal(io.ComfyNode):
@@ -158,18 +143,14 @@ class TrainPivotal(io.ComfyNode):
             inputs=[
                 *sockets(*WIRES),
                 *sockets(*EXTRAS, optional=True),
-                whole("steps", "How long it trains, in the unit below.", 500, min=1, max=10**7),
-                choice("steps_unit", _UNITS, (STEPS, PER_IMAGE, EPOCHS)),
+                *length(500),
                 field(Concept, "name", "token"),
                 field(Concept, "vectors"),
                 field(Concept, "init"),
-                number(
+                rate(
                     "token_learning_rate",
                     "Peak learning rate of the word, higher than the LoRA's as a rule.",
                     3e-4,
-                    min=0.0,
-                    max=10.0,
-                    step=1e-5,
                 ),
                 number(
                     "pivot",
@@ -182,12 +163,12 @@ class TrainPivotal(io.ComfyNode):
                 field(LoRA, "rank", max=4096),
                 field(LoRA, "alpha", max=4096.0, step=0.5, advanced=True),
                 field(AdamW, "lr", "learning_rate", max=10.0, step=1e-6),
-                choice("schedule", _SCHEDULE, SCHEDULES.names(), "constant"),
+                course(),
                 field(Plan, "batch_size"),
                 field(Plan, "accumulate", advanced=True),
                 seed(RUN_SEED),
                 field(LoRA, "blocks"),
-                choice("weight", _WEIGHT, WEIGHTS.names(), "one", advanced=True),
+                weighting(),
                 field(Objective, "preserve", max=100.0, step=0.05),
                 field(Plan, "precision", advanced=True),
                 field(Plan, "checkpointing", advanced=True),
@@ -246,33 +227,16 @@ class TrainPivotal(io.ComfyNode):
         start_from: Any = None,
         tokens: Any = None,
     ) -> io.NodeOutput:
-        chosen = {
-            "network": LoRA(rank, alpha, blocks),
-            "objective": _objective(weight, preserve, preserve_prompts),
-            "optimizer": _optimizer(learning_rate, schedule, token_learning_rate, pivot),
-            "validation": validation,
-            "start_from": start_from,
-            "tokens": _together(token, vectors, init, tokens),
-        }
-        wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
-        return train(cls, wires, extras, **chosen, plan=plan_for(locals()), name=name)
-
-
-def _objective(weight: str, preserve: float, prompts: str) -> Objective:
-    return Objective(
-        weight=WEIGHTS.get(weight)(), preserve=preserve, preserve_prompts=lines(prompts)
-    )
-
-
-def _optimizer(rate: float, schedule: str, of_words: float = 0.0, stop: float = 1.0) -> Optimizer:
-    """AdamW, with the words' own rate (0 is the model's) and the fraction of the plan after which they stay."""
-    return Optimizer(
-        AdamW(rate),
-        SCHEDULES.get(schedule)(),
-        embedding_lr=of_words,
-        embedding_stop=stop,
-        embedding_weight_decay=0.0,
-    )
+        inputs = locals()
+        of_words = {"embedding_lr": token_learning_rate, "embedding_stop": pivot}
+        return train(
+            cls,
+            inputs,
+            network=LoRA(rank, alpha, blocks),
+            objective=objective(inputs),
+            optimizer=adamw(inputs, **of_words, embedding_weight_decay=0.0),
+            tokens=_together(token, vectors, init, tokens),
+        )
 
 
 def _together(name: str, vectors: int, init: str, more: Tokens | None) -> Tokens:

@@ -31,7 +31,6 @@ from .schema import (
     schema,
     seed,
     socket,
-    taken,
     text,
 )
 
@@ -150,18 +149,13 @@ class Train(io.ComfyNode):
         tokens: Any = None,
         text_network: Any = None,
     ) -> io.NodeOutput:
-        plan = Plan(**taken(Plan, locals()))
-        wires, extras = (model, clip, vae, dataset), (preview, sampler, sigmas, state)
-        chosen = {
-            "network": network or LoRA(),
-            "objective": objective or Objective(),
-            "optimizer": optimizer or Optimizer(),
-            "validation": validation,
-            "start_from": start_from,
-            "tokens": tokens,
-            "text_network": text_network,
-        }
-        return train(cls, wires, extras, **chosen, plan=plan, name=name)
+        return train(
+            cls,
+            locals(),
+            network=network or LoRA(),
+            objective=objective or Objective(),
+            optimizer=optimizer or Optimizer(),
+        )
 
 
 NODES = [Train]

@@ -94,6 +94,8 @@ def wires():
         ),
         "LOSS_MAP": {"loss": [0.5, 0.4], "sigma": [[1.0], [2.0]], "sample_loss": [[0.5], [0.4]]},
         "IMAGE": torch.rand(2, 32, 32, 3),
+        "CONDITIONING": tiny.conditioning("sdxl"),
+        "LATENT": {"samples": torch.zeros(1, 4, 8, 8)},
         "MASK": torch.ones(2, 32, 32),
     }
 

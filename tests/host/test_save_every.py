@@ -105,7 +105,7 @@ def test_repeats_make_an_epoch_longer(wires, output):  # noqa: F811
     import dataclasses
     import json
 
-    from graft.nodes.recipes import EPOCHS, steps_for
+    from graft.nodes.length import EPOCHS, steps_for
     from tests.host.test_engine import dataset
 
     data = dataset()

@@ -32,7 +32,7 @@ SQUARES = [(64, 64)] * 10
     ],
 )
 def test_the_length_of_a_run_in_each_unit(amount, unit, batch, sizes, steps):
-    from graft.nodes.recipes import steps_for
+    from graft.nodes.length import steps_for
 
     assert steps_for(amount, unit, dataset(*sizes), batch) == steps
 
@@ -42,7 +42,7 @@ def test_the_length_of_a_run_in_each_unit(amount, unit, batch, sizes, steps):
     [(0, "steps", 1), (-1, "epochs", 1), (1, "epochs", 0), (1, "hours", 1)],
 )
 def test_a_length_that_cannot_be_is_refused(amount, unit, batch):
-    from graft.nodes.recipes import steps_for
+    from graft.nodes.length import steps_for
 
     with pytest.raises(ValueError, match="must be"):
         steps_for(amount, unit, dataset(*SQUARES), batch)
