@@ -204,6 +204,7 @@ class TrainDreamBooth(io.ComfyNode):
         class_dataset: Any = None,
     ) -> io.NodeOutput:
         inputs, is_full = locals(), network == FULL
+        more = {"ema_decay": ema_decay, "text_lr": text_learning_rate}
         return train(
             cls,
             inputs,
@@ -212,9 +213,7 @@ class TrainDreamBooth(io.ComfyNode):
             network=Full(blocks) if is_full else LoRA(rank, blocks=blocks),
             text_network=_of_text(is_full, rank) if train_text_encoder else None,
             objective=objective(inputs),
-            optimizer=adamw(
-                inputs, RATES[network], ema_decay=ema_decay, text_lr=text_learning_rate
-            ),
+            optimizer=adamw(inputs, RATES[network], **more),
         )
 
 
