@@ -25,7 +25,7 @@ from .engine import (
     sockets,
     train,
 )
-from .recipe_parts import adamw, course, objective, rate, weighting
+from .recipe_parts import course, how, rate, weighting
 from .schema import choice, field, schema, seed, text, whole
 
 # Frenkel et al. 2024 (arXiv 2403.14572): rank, learning rate, steps, batch and prompt below are theirs.
@@ -134,8 +134,7 @@ class TrainBLora(io.ComfyNode):
             inputs,
             dataset=with_caption(dataset, said) if said else dataset,
             network=LoRA(rank, alpha, BLOCKS[blocks]),
-            objective=objective(inputs),
-            optimizer=adamw(inputs),
+            **how(inputs),
         )
 
 

@@ -23,7 +23,7 @@ from .engine import (
     train,
 )
 from .length import length
-from .recipe_parts import adamw, course, objective, rate, weighting
+from .recipe_parts import course, how, rate, weighting
 from .schema import field, schema, seed, text
 
 BLOCKS = "cross-attention kv"
@@ -134,8 +134,7 @@ class TrainCustomDiffusion(io.ComfyNode):
             dataset=data,
             network=Full(BLOCKS, norms=False, detach_first=True),
             tokens=Tokens((concept,), retraction=0.0),
-            objective=objective(inputs),
-            optimizer=adamw(inputs, usual, **of_words),
+            **how(inputs, usual, **of_words),
         )
 
 

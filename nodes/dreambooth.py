@@ -27,7 +27,7 @@ from .engine import (
     train,
 )
 from .length import length
-from .recipe_parts import adamw, course, objective, rate, weighting
+from .recipe_parts import course, how, rate, weighting
 from .schema import (
     GraftDataset,
     choice,
@@ -212,8 +212,7 @@ class TrainDreamBooth(io.ComfyNode):
             dataset=with_prior(cls, inputs),
             network=Full(blocks) if is_full else LoRA(rank, blocks=blocks),
             text_network=_of_text(is_full, rank) if train_text_encoder else None,
-            objective=objective(inputs),
-            optimizer=adamw(inputs, RATES[network], **more),
+            **how(inputs, RATES[network], **more),
         )
 
 

@@ -38,16 +38,19 @@ def weighting() -> Any:
     )
 
 
-def objective(inputs: dict[str, Any]) -> Objective:
-    """What is minimized: with preservation where the node has it."""
-    return Objective(
+def how(inputs: dict[str, Any], usual: float = 0.0, **more: Any) -> dict[str, Any]:
+    """What is minimized, with preservation where the node has it, and the optimizer: AdamW.
+
+    Args:
+        inputs: Of the node.
+        usual: The learning rate where the node's is 0.
+        more: Further settings of the optimizer.
+    """
+    objective = Objective(
         weight=WEIGHTS.get(inputs["weight"])(),
         preserve=inputs.get("preserve", 0.0),
         preserve_prompts=lines(inputs.get("preserve_prompts", "")),
     )
-
-
-def adamw(inputs: dict[str, Any], usual: float = 0.0, **more: Any) -> Optimizer:
-    """AdamW at the node's learning rate, ``usual`` where that is 0, with further settings of the optimizer."""
     algorithm = AdamW(inputs["learning_rate"] or usual)
-    return Optimizer(algorithm, SCHEDULES.get(inputs["schedule"])(), **more)
+    schedule = SCHEDULES.get(inputs["schedule"])()
+    return {"objective": objective, "optimizer": Optimizer(algorithm, schedule, **more)}

@@ -25,7 +25,7 @@ from .engine import (
     train,
 )
 from .length import length
-from .recipe_parts import adamw, course, objective, weighting
+from .recipe_parts import course, how, weighting
 from .schema import field, schema, seed, text
 
 
@@ -125,8 +125,7 @@ class TrainLora(io.ComfyNode):
             cls,
             inputs,
             network=LoRA(rank, alpha, blocks),
-            objective=objective(inputs),
-            optimizer=adamw(inputs),
+            **how(inputs),
         )
 
 

@@ -28,7 +28,7 @@ from .engine import (
     train,
 )
 from .length import length
-from .recipe_parts import adamw, course, objective, rate, weighting
+from .recipe_parts import course, how, rate, weighting
 from .schema import GraftTokens, field, number, schema, seed, socket, text
 
 _MORE = "More concepts that are learned along, from Concept Token."
@@ -114,8 +114,7 @@ class TrainTextualInversion(io.ComfyNode):
             cls,
             inputs,
             network=LoRA(blocks=NONE),
-            objective=objective(inputs),  # what a word cannot change needs no preserving
-            optimizer=adamw(inputs, embedding_weight_decay=0.0),
+            **how(inputs, embedding_weight_decay=0.0),
             tokens=_together(token, vectors, init, tokens),
         )
 
@@ -233,8 +232,7 @@ class TrainPivotal(io.ComfyNode):
             cls,
             inputs,
             network=LoRA(rank, alpha, blocks),
-            objective=objective(inputs),
-            optimizer=adamw(inputs, **of_words, embedding_weight_decay=0.0),
+            **how(inputs, **of_words, embedding_weight_decay=0.0),
             tokens=_together(token, vectors, init, tokens),
         )
 
