@@ -107,7 +107,7 @@ def parts(method: str, adapter: Any, block: str) -> Any:
 
 def applied(model: Any, *adapters: Any) -> Any:
     """The MODEL with adapters on it, each at strength 1."""
-    from graft.host import result
+    from graft.host.files import result
 
     for adapter in adapters:
         model, _ = result.apply(model, adapter.tensors)
@@ -139,7 +139,7 @@ def measure(wires: Sequence[Any], pair: tuple[str, str], method: str) -> dict[st
 def collect(fresh: bool = False, pairs: int = len(PAIRS)) -> dict[str, list[dict[str, float]]]:
     """All figures by method, for each of the first so many pairs; what is known is not measured again."""
     from graft.benchmarks.data.rows import folder
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
 
     known: dict[str, dict[str, float]] = {}
     if KEPT.is_file() and not fresh:
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     start()
     from graft.benchmarks import b_lora_separation as own  # the pack's modules are there from here
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
 
     found = own.collect(options.fresh, options.pairs)
     with torch.inference_mode():

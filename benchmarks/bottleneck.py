@@ -140,8 +140,9 @@ def cross(seed: str) -> dict[str, Any]:
     rate, wires = best_rate(), mini()
     from graft.adapters.tokens import Concept, Tokens
     from graft.benchmarks.skeleton import concept
-    from graft.host import engine, result
-    from graft.host.live_texts import with_words
+    from graft.host import engine
+    from graft.host.files import result
+    from graft.host.text.live_texts import with_words
 
     asked = networks.request(
         wires, _network(Cell()), rate, int(seed), CROSS_STEPS[0], CROSS_STEPS[-1]
@@ -171,7 +172,7 @@ def cka(seed: str) -> dict[str, Any]:
     import torch
 
     from graft.benchmarks.skeleton import concept
-    from graft.host.block_outputs import alike
+    from graft.host.model.block_outputs import alike
     from graft.tools.mini.evaluate import conditioning
 
     asked = networks.request(wires, _network(Cell()), rate, int(seed), STEPS)
@@ -224,7 +225,7 @@ def _grid_lines(known: dict[str, dict[str, Any]]) -> list[str]:
     import numpy as np
     from PIL import Image
 
-    from graft.host.position_study import report
+    from graft.host.studies.positions import report
 
     cases = {name: _found(known, Cell(name)) for name in positions}
     scores = {

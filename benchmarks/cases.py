@@ -97,8 +97,8 @@ def mini() -> Any:
     inprocess.start()
     import torch
 
-    from graft.host import preview
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
+    from graft.host.preview import sampled as preview
 
     # The same pictures up to rounding, several times as fast; this process does nothing else.
     preview.sampled = functools.partial(preview.sampled, at_once=AT_ONCE)

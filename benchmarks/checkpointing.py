@@ -31,7 +31,7 @@ def compare(name: str, share: float, turns: int, steps: int) -> dict[str, dict[s
         By mode: blocks checkpointed, the most bytes of a pass, and the median seconds of a step.
     """
     start()
-    from graft.host.memory_plan import _places, _Rehearsal
+    from graft.host.memory.plan import _places, _Rehearsal
     from graft.trainers.memory_plan import choose
     from graft.trainers.plan import Plan
 

@@ -25,8 +25,8 @@ def graft(
     subject: Subject, model: Any, pictures: Pictures, steps: int, checkpointing: bool
 ) -> list[float]:
     """Our trainer: the engine's trainee, adapters, loop and event sink; no preservation, which core has not."""
-    from graft.host import paths
-    from graft.host.progress import RunSink
+    from graft.host.files import paths
+    from graft.host.runs.progress import RunSink
     from graft.trainers.events import Ended, Progress, Started
     from graft.trainers.plan import Plan
 
@@ -62,9 +62,9 @@ def training(
 
     from graft.adapters import NETWORKS
     from graft.adapters.attach import Attached
-    from graft.host.conditioning import Conditioner, Encoded
-    from graft.host.trainee import trainee
-    from graft.host.training_data import Held, Picture, TrainingData
+    from graft.host.data.training_data import Held, Picture, TrainingData
+    from graft.host.model.trainee import trainee
+    from graft.host.text.conditioning import Conditioner, Encoded
     from graft.trainers.loop import Loop
     from graft.trainers.objectives import Objective
     from graft.trainers.optimizers import OPTIMIZERS, Optimizer

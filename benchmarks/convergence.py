@@ -89,7 +89,8 @@ def measure(variant: str, seed: int) -> dict[str, Any]:
     """
     wires = mini()
     from graft.benchmarks.skeleton import concept
-    from graft.host import engine, paths
+    from graft.host import engine
+    from graft.host.files import paths
 
     prompts, others = concept.concept_prompts(SAMPLES), concept.other_prompts(OTHERS)
     made = engine.train(_request(wires, [text for text, _ in prompts], VARIANTS[variant][1], seed))

@@ -60,7 +60,7 @@ class Case:
 
     def most(self, card: float) -> int:
         """Pictures in a pass that the plan would allow on a card of so many GiB; 0 when not one."""
-        from graft.host.memory_plan import SPARE
+        from graft.host.memory.plan import SPARE
 
         room = SPARE * ((card - OTHERS) * GIB - self.weights - self.trained) - 3 * self.trained
         return max(0, int((room - (self.one - self.each)) // self.each))
@@ -108,8 +108,8 @@ def trainable(
     start()
     from graft.adapters.attach import Attached
     from graft.adapters.lora import LoRA
-    from graft.host.offload import Offload
-    from tests.host.test_keys import build
+    from graft.host.memory.offload import Offload
+    from tests.host.files.test_keys import build
 
     patcher = build(name)
     network = patcher.model.diffusion_model.requires_grad_(False)
@@ -156,8 +156,8 @@ def count(name: str, network: Any, attached: Any, pixels: int, pictures: int) ->
 def cases(name: str, sizes: list[int]) -> list[Case]:
     """All figures of one model."""
     start()
-    from graft.host.checkpointing import Checkpointing
-    from graft.host.denoiser import guard_inputs
+    from graft.host.memory.checkpointing import Checkpointing
+    from graft.host.model.denoiser import guard_inputs
     from graft.trainers.allocations import held
 
     found = []

@@ -45,7 +45,7 @@ def gaussian(batch: int, steps: int = 4000) -> float:
 
     The expected loss at a level is 1 / (1 + sigma^2).
     """
-    from graft.host.sampling import of_model
+    from graft.host.model.sampling import of_model
     from graft.trainers.objectives import Objective
     from graft.trainers.random import Draws
     from tests.host import tiny
@@ -110,7 +110,7 @@ def main() -> None:
     given = parser.parse_args()
     subjects.start()
     from graft.benchmarks import stratified  # the pack's own modules are there from here on
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
 
     with torch.inference_mode():
         wires = load_mini()

@@ -43,7 +43,7 @@ class Subject:
         """The host's model configuration."""
         from comfy import supported_models
 
-        from graft.host import mini
+        from graft.host.model import mini
 
         if self.name == "mini":
             return mini.mini_config()

@@ -21,31 +21,26 @@ from ..trainers.loop import Diverged, Loop
 from ..trainers.monitor import Monitor, NothingLearned
 from ..trainers.plan import CONTINUE, FRESH, OFF
 from ..trainers.state import State
-from . import (
-    graph,
-    health,
-    identity,
-    memory,
-    memory_plan,
-    paths,
-    plots,
-    result,
-    runs,
-    sampling,
-    start,
-)
-from .autosave import Autosave
-from .keeper import Keeper
-from .live_texts import live_texts, with_words
-from .picture_index import Digests
-from .preparation import Preparation
-from .previews import Previews
-from .progress import RunSink
+from . import graph
+from .data.picture_index import Digests
+from .data.preparation import Preparation
+from .data.training_data import TrainingData
+from .drawing import plots
+from .files import paths, result, start
+from .memory import answer as memory
+from .memory import plan as memory_plan
+from .model import sampling
+from .model.trainee import Trainee, trainee
+from .preview.of_run import Previews
 from .request import Request, check, check_state
-from .stopping import interrupt as _interrupt
-from .stopping import is_interrupt
-from .trainee import Trainee, trainee
-from .training_data import TrainingData
+from .runs import health, identity
+from .runs import history as runs
+from .runs.autosave import Autosave
+from .runs.keeper import Keeper
+from .runs.progress import RunSink
+from .runs.stopping import interrupt as _interrupt
+from .runs.stopping import is_interrupt
+from .text.live_texts import live_texts, with_words
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 from ..plain import markup
 from ..registry import unknown
 from ..trainers.data import EXTENSIONS
-from . import paths
-from .runs import prompt_server
+from .files import paths
+from .runs.history import prompt_server
 
 EXAMPLES = "graft-examples"
 EXAMPLES_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "concepts"

@@ -15,11 +15,13 @@ from ..trainers.optimizers import Optimizer
 from ..trainers.plan import Plan
 from ..trainers.preview import Preview
 from ..trainers.state import State
-from . import autoencoder, preview, sampling
-from . import tokens as host_tokens
-from .priors import BaseText
-from .texts import prompts
-from .trainee import refuse_untrainable
+from .data import autoencoder
+from .data.priors import BaseText
+from .model import sampling
+from .model.trainee import refuse_untrainable
+from .preview import sampled as preview
+from .text import tokens as host_tokens
+from .text.texts import prompts
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import paths
-from .runs import RUNS, prompt_server
+from .files import paths
+from .runs.history import RUNS, prompt_server
 
 MAX_BODY = 4096
 _MARK = "_graft_routes"

@@ -95,7 +95,7 @@ def write(
     """Write a safetensors file at ``path``; equal arguments give equal bytes.
 
     Args:
-        path: The file; make it appear at once by a temporary name, see ``host/paths.py``.
+        path: The file; make it appear at once by a temporary name, see ``host/files/paths.py``.
         tensors: Dense tensors by name.
         metadata: Text by text.
 

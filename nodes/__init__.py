@@ -7,7 +7,9 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..host import embeddings, plain_log, routes
+from ..host import routes
+from ..host.runs import plain_log
+from ..host.text import embeddings
 from .guard import guarded
 
 MODULES = (

@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..adapters.lora import LoRA
-from ..host import layouts
+from ..host.model import layouts
 from ..trainers.data import with_caption
 from ..trainers.objectives import Objective
 from ..trainers.plan import AUTO, CONTINUE, Plan

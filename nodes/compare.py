@@ -5,8 +5,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import graph, lora_list, run_curves
-from ..host.run_plot import COLORS, Limits, run_plot
+from ..host import graph
+from ..host.drawing.run_plot import COLORS, Limits, run_plot
+from ..host.files import lora_list
+from ..host.runs import curves as run_curves
 from .schema import GraftAdapter, field, output, schema, socket, text, whole
 
 SOCKETS = ("loss_1", "loss_2", "loss_3", "loss_4")

@@ -5,8 +5,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import graph, paths
-from ..host.picture_index import Checks
+from ..host import graph
+from ..host.data.picture_index import Checks
+from ..host.files import paths
 from ..trainers.data import (
     Dataset,
     Item,

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..host import paths
-from ..host.class_images import Painter, fingerprint, with_class_images
+from ..host.data.class_images import Painter, fingerprint, with_class_images
+from ..host.files import paths
 from ..trainers.data import Dataset, contact_sheet, describe, join, split
 from ..trainers.data.join import AS_GIVEN, BALANCES
 from ..trainers.data.sheet import MOST

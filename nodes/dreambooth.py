@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..adapters.full import Full
 from ..adapters.lora import LoRA
-from ..host.class_images import Painter, with_class_images
+from ..host.data.class_images import Painter, with_class_images
 from ..trainers.data import Dataset
 from ..trainers.optimizers import Optimizer
 from ..trainers.plan import AUTO, CONTINUE, Plan
@@ -28,17 +28,7 @@ from .engine import (
 )
 from .length import length
 from .recipe_parts import course, how, rate, weighting
-from .schema import (
-    GraftDataset,
-    choice,
-    field,
-    schema,
-    seed,
-    socket,
-    switch,
-    text,
-    whole,
-)
+from .schema import GraftDataset, choice, field, schema, seed, socket, switch, text, whole
 
 FULL, LORA = "full weights", "LoRA"
 RATES = {FULL: 5e-6, LORA: 1e-4}

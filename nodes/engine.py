@@ -5,7 +5,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import engine, paths
+from ..host import engine
+from ..host.files import paths
 from ..trainers.plan import Plan
 from .length import plan_for
 from .schema import (

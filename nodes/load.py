@@ -5,8 +5,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import graph, loading, lora_files
-from ..host.strengths import MOST, Strengths
+from ..host import graph
+from ..host.files import loading, lora_files
+from ..host.files.strengths import MOST, Strengths
 from .schema import GraftAdapter, choice, number, output, schema, socket, text
 
 

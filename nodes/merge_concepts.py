@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import merge_concepts as host
+from ..host.merging import concepts as host
 from .config import lines
 from .engine import check_name
 from .schema import GraftAdapter, output, schema, socket, text

@@ -3,7 +3,7 @@
 
 from comfy_api.latest import io
 
-from ..host import mini
+from ..host.model import mini
 from .schema import output, schema
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import reports
+from ..host.studies import reports
 from .schema import GraftObjectiveType, output, schema, socket, whole
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import graph, paths, result
+from ..host import graph
+from ..host.files import paths, result
 from ..loaders.selection import select
 from .schema import GraftAdapter, output, schema, socket, switch, text
 

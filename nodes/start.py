@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import graph, lora_files, start
+from ..host import graph
+from ..host.files import lora_files, start
 from .schema import GraftAdapter, choice, output, schema, socket, switch
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import graph, paths, states
+from ..host import graph
+from ..host.files import paths, states
 from .schema import GraftState, choice, output, schema, socket, text
 
 

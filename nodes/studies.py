@@ -5,9 +5,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import studies
-from ..host.position_study import ALL, LOSS, SCORER, Measured, run
 from ..host.request import Request
+from ..host.studies import blocks as studies
+from ..host.studies.positions import ALL, LOSS, SCORER, Measured, run
 from ..trainers.objectives import Objective
 from ..trainers.optimizers import Optimizer
 from ..trainers.plan import Plan

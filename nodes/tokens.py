@@ -6,7 +6,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..adapters.tokens import Concept, Tokens
-from ..host import embeddings, graph, paths
+from ..host import graph
+from ..host.files import paths
+from ..host.text import embeddings
 from .schema import GraftAdapter, GraftTokens, field, output, schema, socket, text
 
 

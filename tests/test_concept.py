@@ -23,7 +23,7 @@ def probability(images):
 
 @pytest.fixture(scope="module")
 def wires(comfy):
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
 
     with torch.inference_mode():
         return load_mini()

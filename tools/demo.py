@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from graft.benchmarks.skeleton import concept, graphs  # noqa: E402
-from graft.host import plots  # noqa: E402
+from graft.host.drawing import plots  # noqa: E402
 from graft.tools import pictures  # noqa: E402
 from tests.host.server import ComfyServer, ExecutionError, PromptRejected, ServerError  # noqa: E402
 

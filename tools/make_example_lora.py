@@ -21,7 +21,8 @@ def main() -> None:
     import torch
 
     from graft.adapters.lora import LoRA
-    from graft.host import engine, graph, mini
+    from graft.host import engine, graph
+    from graft.host.model import mini
     from graft.loaders import lora_file
     from graft.trainers.data import Dataset, read_folder
     from graft.trainers.objectives import WEIGHTS, Objective

@@ -96,7 +96,7 @@ def start(wires: tuple[Any, Any, Any], where: Path) -> float:
 
 def read(where: Path) -> Any:
     """The dataset of a folder, as its node reads it."""
-    from graft.host.picture_index import Checks
+    from graft.host.data.picture_index import Checks
     from graft.trainers.data import Dataset, read_folder
 
     checks = Checks(where.parent / "checks")
@@ -131,8 +131,8 @@ def many(bench: Bench) -> dict[str, float]:
     """Prepare 100,000 pictures, then read each in another order."""
     import psutil
 
-    from graft.host.picture_index import Digests
-    from graft.host.pictures import EncodedPictures
+    from graft.host.data.picture_index import Digests
+    from graft.host.data.pictures import EncodedPictures
     from graft.trainers.data import Dataset, Item
     from graft.trainers.data.cache import Cache
 
@@ -175,11 +175,11 @@ def many(bench: Bench) -> dict[str, float]:
 
 def step(bench: Bench) -> dict[str, float]:
     """Milliseconds of a step's data: texts, views and latents by keyed draws, and the model's inputs."""
-    from graft.host.conditioning import Conditioner
-    from graft.host.picture_index import Digests
-    from graft.host.pictures import EncodedPictures
-    from graft.host.texts import EncodedTexts
-    from graft.host.training_data import TrainingData
+    from graft.host.data.picture_index import Digests
+    from graft.host.data.pictures import EncodedPictures
+    from graft.host.data.training_data import TrainingData
+    from graft.host.text.conditioning import Conditioner
+    from graft.host.text.texts import EncodedTexts
     from graft.trainers.data import Captioning, Dataset, Framing, Item
     from graft.trainers.data.cache import Cache
     from graft.trainers.random import Draws

@@ -45,7 +45,7 @@ class Bench:
     @cached_property
     def wires(self) -> tuple[Any, Any, Any]:
         """MODEL, CLIP and VAE of graft-mini."""
-        from graft.host.mini import load_mini
+        from graft.host.model.mini import load_mini
 
         with torch.inference_mode():
             return load_mini()
@@ -161,10 +161,10 @@ def loss(kind: str, many: int = MANY_SIGMAS) -> Callable[[Bench], dict[str, floa
 
 def errors(family: str, many: int = MANY_SIGMAS) -> list[tuple[float, float]]:
     """For noise levels over the whole table: (sigma, relative difference of the losses)."""
-    from graft.host.trainee import trainee
+    from graft.host.model.trainee import trainee
     from graft.trainers.denoiser import c_out
     from tests.host import tiny
-    from tests.host.test_denoiser import cond_for, network_target
+    from tests.host.model.test_denoiser import cond_for, network_target
 
     raw: list[torch.Tensor] = []
     found = []
@@ -237,8 +237,8 @@ def reloaded(bench: Bench) -> dict[str, float]:
 def keys(bench: Bench) -> dict[str, float]:
     """Keys of LoRAs on every layer of the real layouts that ComfyUI does not take."""
     from graft.adapters.targets import targets
-    from graft.host import result
-    from tests.host.test_keys import build, fake_lora
+    from graft.host.files import result
+    from tests.host.files.test_keys import build, fake_lora
 
     left = {}
     for layout in LAYOUTS:
@@ -278,7 +278,12 @@ def _against_core(model: str) -> Measurement:
 
 def _loss(kind: str) -> Measurement:
     bounds = {f"loss {kind}": "<= 1e-5", f"loss {kind}, whole table": "<= 3e-4"}
-    inputs = (*CODE, "tests/host/tiny.py", "tests/host/test_denoiser.py", "benchmarks/skeleton/*")
+    inputs = (
+        *CODE,
+        "tests/host/tiny.py",
+        "tests/host/model/test_denoiser.py",
+        "benchmarks/skeleton/*",
+    )
     return Measurement(f"loss {kind}", bounds, inputs, loss(kind))
 
 
@@ -297,14 +302,16 @@ MEASUREMENTS = (
         concept,
         is_headline=True,
     ),
-    Measurement("base", {"base follows prompts": ">= 0.85"}, ("host/mini.py", *MINI), base),
+    Measurement("base", {"base follows prompts": ">= 0.85"}, ("host/model/mini.py", *MINI), base),
     Measurement(
         "scorer",
         {f"scorer {kind}": ">= 0.98" for kind in ("shape", "colour", "background", "texture")},
         MINI,
         scorer,
     ),
-    Measurement("autoencoder", {"autoencoder dB": ">= 25"}, ("host/mini.py", *MINI), autoencoder),
+    Measurement(
+        "autoencoder", {"autoencoder dB": ">= 25"}, ("host/model/mini.py", *MINI), autoencoder
+    ),
     Measurement(
         "assets",
         {"graft-mini MB": "<= 40", "graft-mini compressed MB": "<= 26"},
@@ -339,7 +346,7 @@ MEASUREMENTS = (
     Measurement(
         "keys",
         {f"keys left over, {layout}": "<= 0" for layout in LAYOUTS},
-        (*CODE, "tests/host/test_keys.py"),
+        (*CODE, "tests/host/files/test_keys.py"),
         keys,
     ),
     _against_core("mini"),

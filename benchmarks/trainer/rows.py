@@ -41,7 +41,7 @@ def weights(bench: Bench) -> dict[str, float]:
     import diffusers
     from diffusers.training_utils import compute_snr
 
-    from graft.host.sampling import of_model
+    from graft.host.model.sampling import of_model
     from graft.trainers.objectives import WEIGHTS
     from tests.host import tiny
     from tests.trainers.toy import Toy

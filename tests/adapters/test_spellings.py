@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other programs' names for layers; the host's own map is the oracle in tests/host/test_keys.py."""
+"""Other programs' names for layers; the host's own map is the oracle in tests/host/files/test_keys.py."""
 
 import pytest
 

@@ -29,7 +29,7 @@ def test_the_rank_of_equal_size(own):
 def test_equal_size_is_equal_within_a_rank(own):
     from graft.adapters.attach import Attached
     from graft.adapters.lora import LoRA
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
 
     with torch.inference_mode():
         model = load_mini()[0]

@@ -37,7 +37,7 @@ def test_the_page_has_grid_studies_cross_table_and_cka(comfy, tmp_path, monkeypa
 
 
 def test_studies_compare_what_they_say(comfy):
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
 
     assert len(bottleneck._grid()) == 20
     for cells in bottleneck.STUDIES.values():

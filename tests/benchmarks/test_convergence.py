@@ -29,7 +29,7 @@ def test_the_table_has_mean_and_standard_deviation_over_the_seeds():
 
 @pytest.mark.parametrize("variant", convergence.VARIANTS)
 def test_a_case_is_the_shipped_training_with_one_thing_changed(variant, comfy):
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
 
     wires = load_mini()
     title, changes = convergence.VARIANTS[variant]

@@ -47,7 +47,7 @@ def test_the_tables_have_every_variant_that_was_measured():
 @pytest.mark.comfy
 def test_equal_counts_are_near_and_what_has_one_size_is_compared_once(comfy):
     from graft.adapters import NETWORKS
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
 
     model = load_mini()[0]
     aim = networks.parameters(model, networks.network(networks.LORA, networks.RANK))

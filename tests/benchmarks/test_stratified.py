@@ -22,7 +22,7 @@ def test_loss_and_gradient_of_graft_mini(comfy, tmp_path, monkeypatch):
     import folder_paths
 
     from graft.benchmarks.stratified import mini
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     with torch.inference_mode():

@@ -147,7 +147,8 @@ def test_any_widgets(comfy, tmp_path, monkeypatch, wires, cases):
     import folder_paths
 
     from graft.adapters.targets import targets
-    from graft.host import class_images, paths
+    from graft.host.data import class_images
+    from graft.host.files import paths
     from graft.host.request import check as check_request
     from graft.nodes import engine
 
@@ -201,7 +202,8 @@ def test_any_blocks(comfy, wires, cases):
 def test_any_names_of_files(comfy, tmp_path, monkeypatch, cases):
     import folder_paths
 
-    from graft.host import graph, lora_files, lora_list, paths, states
+    from graft.host import graph
+    from graft.host.files import lora_files, lora_list, paths, states
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
 

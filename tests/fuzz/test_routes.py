@@ -10,7 +10,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from tests.fuzz.fuzzing import fuzz, tiers
-from tests.host.test_runs import RUN, Routed
+from tests.host.runs.test_history import RUN, Routed
 
 pytestmark = pytest.mark.comfy
 IDS = st.one_of(
@@ -61,7 +61,8 @@ def test_any_request(comfy, monkeypatch, cases):
     from aiohttp import web
     from aiohttp.test_utils import TestClient, TestServer
 
-    from graft.host import routes, runs
+    from graft.host import routes
+    from graft.host.runs import history as runs
 
     server = Routed()
     for module in (routes, runs):

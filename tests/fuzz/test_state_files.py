@@ -79,7 +79,7 @@ def changed(draw, tree):
 
 @tiers(60, 2000)
 def test_any_state(comfy, tmp_path, cases):
-    from graft.host import states
+    from graft.host.files import states
     from graft.loaders import lora_file
 
     known = {name: pack(trained(name, ema_decay=0.0 if "free" in name else 0.9)) for name in NAMES}

@@ -169,7 +169,7 @@ def _check(path: Path) -> None:
     if path.suffix in (".safetensors", ".tensors"):
         load_file(str(path))
     if path.name.endswith(".state.safetensors"):
-        from graft.host import states
+        from graft.host.files import states
 
         states.load(path)
     if path.suffix == ".png":

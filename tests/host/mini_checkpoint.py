@@ -13,8 +13,8 @@ NODE_CLASS_MAPPINGS = {}
 def _find_mini():
     here = Path(__file__)
     candidates = [
-        here.resolve().parents[2] / "host" / "mini.py",
-        *sorted(here.parent.glob("*/host/mini.py")),
+        here.resolve().parents[2] / "host" / "model" / "mini.py",
+        *sorted(here.parent.glob("*/host/model/mini.py")),
     ]
     return next(path for path in candidates if path.is_file())
 

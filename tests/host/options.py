@@ -86,7 +86,7 @@ def choices() -> Iterator[Choice]:
 
     A part that goes with none of the models, or is not installed, is left out.
     """
-    from graft.host.sampling import of_model
+    from graft.host.model.sampling import of_model
     from graft.trainers.objectives import METRICS, NOISE, NOISINGS, WEIGHTS
     from graft.trainers.optimizers import OPTIMIZERS, SCHEDULES
 

@@ -63,7 +63,7 @@ def patched(name: str, model: Any, is_other: bool = False) -> Any:
 
 def digests(model: Any) -> dict[str, str]:
     """The digest of a model by the node that patched it, and of the model itself."""
-    from graft.host import identity
+    from graft.host.runs import identity
 
     found = {name: identity.model_digest(patched(name, model)) for name in NODES}
     return found | {"": identity.model_digest(model)}

@@ -49,7 +49,7 @@ def trained(wires, output):
 @pytest.fixture(scope="module")
 def files(trained, output):
     """Content and style of both as files, written as Save LoRA does: names that Load LoRA lists."""
-    from graft.host import paths, result
+    from graft.host.files import paths, result
     from graft.loaders.selection import select
 
     made = {}
@@ -63,7 +63,7 @@ def files(trained, output):
 
 def loaded(model, *given):
     """The MODEL with files on it by the host's own Load LoRA node, each with its strength."""
-    from graft.host import paths
+    from graft.host.files import paths
     from nodes import LoraLoader
 
     for path, strength in given:
@@ -120,7 +120,7 @@ def test_each_file_is_one_block_and_together_they_are_the_whole(files):
 
 @pytest.mark.parametrize("name", ["A", "A content", "A style"])
 def test_the_stock_loader_takes_all_of_every_file(wires, files, name):
-    from graft.host import result
+    from graft.host.files import result
 
     report = result.self_check(files[name], wires["sdxl"])
     layers = 32 if name == "A" else 16

@@ -14,30 +14,30 @@ from tests.host.test_engine import dataset, output, request, wires  # noqa: F401
 pytestmark = pytest.mark.comfy
 # Module, what is called there, and after how many calls it fails.
 PLACES = {
-    "digests of pictures": ("graft.host.picture_index", "Digests.picture", 1),
+    "digests of pictures": ("graft.host.data.picture_index", "Digests.picture", 1),
     "encode a picture": ("comfy.sd", "VAE.encode", 1),
     "encode a text": ("comfy.sd", "CLIP.encode_from_tokens_scheduled", 1),
     "draw priors": ("comfy.samplers", "CFGGuider.sample", 0),
     "load": ("comfy.model_management", "load_models_gpu", 4),
     "attach": ("graft.adapters.lora", "LoRA.build", 9),
     "validate": ("graft.trainers.validation", "Validator.__call__", 1),
-    "conditioning": ("graft.host.conditioning", "Conditioner.batch", 2),
+    "conditioning": ("graft.host.text.conditioning", "Conditioner.batch", 2),
     "forward": ("comfy.ldm.modules.attention", "CrossAttention.forward", 40),
-    "denoise": ("graft.host.denoiser", "HostDenoiser.__call__", 2),
+    "denoise": ("graft.host.model.denoiser", "HostDenoiser.__call__", 2),
     "backward": ("torch", "Tensor.backward", 2),
     "clip the gradient": ("torch.nn.utils", "clip_grad_norm_", 2),
     "optimizer": ("torch.optim", "AdamW.step", 2),
-    "tell of a step": ("graft.host.progress", "RunSink._move_bar", 2),
-    "write a state": ("graft.host.states", "writer", 1),
-    "save a step's LoRA": ("graft.host.result", "save_lora", 0),
-    "sample a preview": ("graft.host.preview", "_sample", 1),
-    "rows of a preview": ("graft.host.picture_rows", "_latents", 1),
-    "decode a preview": ("graft.host.preview", "decoded", 1),
-    "save a preview": ("graft.host.preview", "save_samples", 1),
-    "apply the result": ("graft.host.result", "apply_both", 0),
-    "check the file": ("graft.host.result", "self_check", 0),
-    "compare MODEL out": ("graft.host.comparison", "difference", 0),
-    "report": ("graft.host.plots", "smoothed", 0),
+    "tell of a step": ("graft.host.runs.progress", "RunSink._move_bar", 2),
+    "write a state": ("graft.host.files.states", "writer", 1),
+    "save a step's LoRA": ("graft.host.files.result", "save_lora", 0),
+    "sample a preview": ("graft.host.preview.sampled", "_sample", 1),
+    "rows of a preview": ("graft.host.preview.rows", "_latents", 1),
+    "decode a preview": ("graft.host.preview.sampled", "decoded", 1),
+    "save a preview": ("graft.host.preview.sampled", "save_samples", 1),
+    "apply the result": ("graft.host.files.result", "apply_both", 0),
+    "check the file": ("graft.host.files.result", "self_check", 0),
+    "compare MODEL out": ("graft.host.preview.comparison", "difference", 0),
+    "report": ("graft.host.drawing.plots", "smoothed", 0),
 }
 
 
@@ -114,7 +114,7 @@ def of_network(network):
 
 
 def of_patcher(patcher):
-    from graft.host import identity
+    from graft.host.runs import identity
 
     return {
         **{f"network {k}": v for k, v in of_network(patcher.model).items()},
@@ -132,7 +132,7 @@ def of_process():
     import numpy as np
     from comfy.cli_args import args
 
-    from graft.host import trainee
+    from graft.host.model import trainee
 
     return {
         "flags": [
@@ -259,7 +259,7 @@ def test_the_host_is_as_it_was(wires, output, failing, monkeypatch, place, kind)
 
 @pytest.mark.parametrize("way", ["whole", "finished", "no number"])
 def test_a_run_that_ends_by_itself_leaves_no_trace_either(asked, output, monkeypatch, way):  # noqa: F811
-    from graft.host import runs
+    from graft.host.runs import history as runs
     from graft.trainers.loop import Diverged
     from graft.trainers.objectives import Objective
 

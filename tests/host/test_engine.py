@@ -182,7 +182,7 @@ def test_an_interrupt_keeps_the_work_and_the_model(wires, output, monkeypatch):
     monkeypatch.undo()
     (name,) = digests(output)
     assert name == "loras/graft_step000002.safetensors"
-    from graft.host import result
+    from graft.host.files import result
 
     assert result.self_check(output / name, wires["sdxl"]).complete
     after = wires["sdxl"].model.state_dict()
@@ -209,7 +209,7 @@ def test_a_failure_keeps_the_work_and_says_where(wires, output, monkeypatch):
 
 
 def test_a_failing_preview_is_a_warning(wires, output, monkeypatch):
-    from graft.host import preview
+    from graft.host.preview import sampled as preview
     from graft.trainers.preview import Preview
 
     def fail(*args, **kwargs):
@@ -260,7 +260,7 @@ def compared(report):
 def test_model_out_draws_what_the_trainee_drew(wires, output, family, shown, monkeypatch):
     import comfy.samplers
 
-    from graft.host import result
+    from graft.host.files import result
 
     drawn = torch.get_rng_state()
     outcome = train(wires, family, **shown)
@@ -282,7 +282,8 @@ def test_model_out_draws_what_the_trainee_drew(wires, output, family, shown, mon
 def test_model_out_is_compared_with_the_end_only_and_never_fails_the_run(
     wires, output, shown, monkeypatch, caplog
 ):
-    from graft.host import comparison, runs
+    from graft.host.preview import comparison
+    from graft.host.runs import history as runs
 
     def fail(*args):
         raise RuntimeError("no paint")
@@ -298,7 +299,7 @@ def test_model_out_is_compared_with_the_end_only_and_never_fails_the_run(
 
 
 def test_finish_ends_early_as_if_done(wires, output, monkeypatch):
-    from graft.host import runs
+    from graft.host.runs import history as runs
 
     seen = []
 
@@ -340,7 +341,7 @@ def test_wires_of_another_family_are_named(wires, output):
 
 
 def test_the_run_is_known_by_what_it_is(wires):
-    from graft.host import identity
+    from graft.host.runs import identity
     from graft.trainers.plan import Plan
     from tests.host import tiny
 
@@ -355,7 +356,8 @@ def test_the_run_is_known_by_what_it_is(wires):
 
 
 def test_another_clip_or_vae_is_another_run(wires, output):
-    from graft.host import engine, tokens
+    from graft.host import engine
+    from graft.host.text import tokens
     from tests.host import tiny
 
     skipping, clip = wires["clip_sdxl"].clone(), wires["clip_sdxl"]
@@ -378,7 +380,7 @@ def test_another_clip_or_vae_is_another_run(wires, output):
 def test_the_digest_does_not_depend_on_what_is_loaded(wires):
     import comfy.model_management as management
 
-    from graft.host import identity
+    from graft.host.runs import identity
 
     before = identity.model_digest(wires["sdxl"])
     patched = wires["sdxl"].clone()
@@ -416,7 +418,7 @@ def test_a_picture_that_vanishes_in_mid_run_costs_nothing(
 
 
 def test_a_full_disk_costs_no_finished_work(wires, output, monkeypatch):
-    from graft.host import result
+    from graft.host.files import result
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -429,7 +431,7 @@ def test_a_full_disk_costs_no_finished_work(wires, output, monkeypatch):
 
 
 def test_a_file_that_cannot_be_read_again_costs_no_outputs(wires, output, monkeypatch):
-    from graft.host import result
+    from graft.host.files import result
 
     def broken(path, *wires):
         raise ValueError(f"'{path.name}' cannot be opened again: cut off")
@@ -530,7 +532,7 @@ def test_weights_that_are_not_finite_are_never_called_done(wires, output, monkey
 
 
 def test_priors_are_captions_without_the_trigger_as_a_word():
-    from graft.host.priors import prior_prompts
+    from graft.host.data.priors import prior_prompts
     from graft.trainers.data import Dataset, Item
 
     pixels = torch.zeros(64, 64, 3)
@@ -546,7 +548,7 @@ def test_priors_are_captions_without_the_trigger_as_a_word():
 
 @pytest.mark.parametrize(("named", "count"), [(1, 8), (7, 8), (8, 10), (40, 46), (500, 48)])
 def test_one_prior_in_eight_is_the_empty_prompt_that_guidance_compares_with(named, count):
-    from graft.host.priors import prior_list
+    from graft.host.data.priors import prior_list
 
     prompts = [f"prompt {i}" for i in range(named)]
     made = prior_list([*prompts, ""])
@@ -570,7 +572,7 @@ def test_a_plain_fp8_model_trains_and_is_delivered(wires, output):
 
 
 def test_what_comes_before_the_first_step_is_counted_in_the_node(wires, output, monkeypatch):
-    from graft.host import progress
+    from graft.host.runs import progress
 
     shown = []
     monkeypatch.setattr(progress, "MESSAGE_EVERY_S", 0.0)
@@ -587,7 +589,7 @@ def test_what_comes_before_the_first_step_is_counted_in_the_node(wires, output, 
 
 def test_preservation_holds_on_to_pictures_of_the_base(wires, output, monkeypatch):
     """8 pictures of the base are made, equal runs are equal, and a run in two parts equals one."""
-    from graft.host.priors import PriorPictures
+    from graft.host.data.priors import PriorPictures
     from graft.trainers.objectives import Objective
 
     real, made = PriorPictures.draw, []

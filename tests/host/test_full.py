@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.host import test_engine, tiny
-from tests.host.test_text_training import train as train_text
-from tests.host.test_trainee import loss_of
+from tests.host.model.test_trainee import loss_of
+from tests.host.text.test_text_training import train as train_text
 
 pytestmark = pytest.mark.comfy
 wires, output = test_engine.wires, test_engine.output  # fixtures
@@ -44,7 +44,7 @@ def gradients(family, t, attached, change=0.0):
     + [pytest.param(family, "bf16", marks=pytest.mark.slow) for family in FAMILIES[:-1]],
 )
 def test_it_begins_exact_and_gives_the_same_gradients_checkpointed_and_offloaded(family, precision):
-    from graft.host.trainee import trainee
+    from graft.host.model.trainee import trainee
 
     found = []
     for offload, on in (("off", False), ("off", True), ("on", True)):
@@ -69,7 +69,7 @@ def test_it_begins_exact_and_gives_the_same_gradients_checkpointed_and_offloaded
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_it_begins_exact_on_weights_of_few_bits(stored):
-    from graft.host.trainee import trainee
+    from graft.host.model.trainee import trainee
 
     with trainee(tiny.model("sdxl", dtype=stored), precision="bf16") as t:
         attached = attach(t, full())

@@ -63,7 +63,7 @@ def test_every_network_is_a_case():
 
 def wired(family):
     """A MODEL with a LoRA on the wire already, whose weights are those that are trained on."""
-    from graft.host import result
+    from graft.host.files import result
 
     model = tiny.model(family)
     layer = next(
@@ -83,8 +83,8 @@ def wired(family):
 @pytest.mark.parametrize("name,settings", CASES, ids=str)
 def test_the_stock_loader_takes_all_of_it_and_makes_the_same_weights(family, name, settings):
     from graft.adapters.attach import Attached
-    from graft.host import result, stock_form
-    from graft.host.trainee import trainee
+    from graft.host.files import result, stock_form
+    from graft.host.model.trainee import trainee
 
     if family == "flux" and (
         settings.get("on_input") or "ranks" in settings or "tucker" in settings
@@ -226,7 +226,7 @@ def test_a_network_of_blocks_is_for_unets(name):
 def test_a_dora_is_written_for_the_loader_that_there_is(monkeypatch):
     """A loader that divides by |V| gets the magnitude as it is."""
     from graft.adapters import export
-    from graft.host import stock_form
+    from graft.host.files import stock_form
 
     weight = torch.tensor([[3.0, 4.0]])
     tensors = {
@@ -281,7 +281,7 @@ def start(name, file):
 def test_a_file_for_layers_of_another_shape_is_not_counted_as_applied(name):
     """The host would log an error when it loads the model, and leave the weight as it is."""
     from graft.adapters.attach import Attached
-    from graft.host import result
+    from graft.host.files import result
 
     sizes = {"output_blocks.0.1.proj_in": (24, 32), "output_blocks.0.1.proj_out": None}
     model = tiny.model("sdxl", inference=False)
@@ -312,7 +312,7 @@ def export_of(tensors, weight):
 
 
 def test_tensors_of_too_few_dimensions_do_not_fit():
-    from graft.host import result
+    from graft.host.files import result
 
     model = tiny.model("sdxl", inference=False)
     key = "diffusion_model.output_blocks.0.1.proj_in"

@@ -68,7 +68,7 @@ def test_widgets_are_taken_over(asked):
 
 @pytest.mark.parametrize("name", ["SD15", "SD3", "Flux"])
 def test_other_layouts_are_refused_with_what_to_do(asked, name):
-    from tests.host.test_keys import build
+    from tests.host.files.test_keys import build
 
     with pytest.raises(ValueError, match=rf"SDXL.*this MODEL \({name}\).*Train LoRA"):
         asked(model=build(name))
@@ -76,7 +76,7 @@ def test_other_layouts_are_refused_with_what_to_do(asked, name):
 
 def test_square_brackets_are_plain_to_comfyui(comfy):
     """Only round ones are weights, so that a prompt with [v] means the same everywhere."""
-    from graft.host.conditioning import literal
+    from graft.host.text.conditioning import literal
     from tests.host import tiny
 
     assert literal("A [v]") == "A [v]"

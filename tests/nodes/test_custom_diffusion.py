@@ -40,7 +40,7 @@ def trained(mini, tmp_path_factory):  # noqa: F811
 
 
 def merge(wires, adapters, **changes):
-    from graft.host.merge_concepts import usual_captions
+    from graft.host.merging.concepts import usual_captions
     from graft.nodes.merge_concepts import MergeConcepts
 
     given = {f"adapter_{n}": adapter for n, adapter in enumerate(adapters, 1)}
@@ -87,8 +87,8 @@ def test_what_is_asked_for(monkeypatch, trained, mini):  # noqa: F811
 
 def values_of(model, clip, layer, text, changed=None):
     """What a layer makes of a text's tokens, without padding: the first mark, the words, the last mark."""
-    from graft.host.conditioning import encode_text
-    from graft.host.merge_concepts import _weight
+    from graft.host.merging.concepts import _weight
+    from graft.host.text.conditioning import encode_text
 
     weight = _weight(model, f"diffusion_model.{layer}.weight")
     if changed is not None:
@@ -134,7 +134,7 @@ def test_each_concept_has_the_keys_and_values_of_its_own_training(trained, mini)
 
 
 def test_saved_and_loaded_trainings_are_merged_to_the_same(trained, mini, output):  # noqa: F811
-    from graft.host import paths, result
+    from graft.host.files import paths, result
     from graft.nodes.start import LoadLora
 
     adapters, loaded = [outcome.result[6] for outcome in trained], []
@@ -167,7 +167,7 @@ def test_what_cannot_be_merged_is_refused(trained, mini):  # noqa: F811
 
 
 def test_the_usual_captions_are_many_and_differ():
-    from graft.host.merge_concepts import usual_captions
+    from graft.host.merging.concepts import usual_captions
 
     captions = usual_captions()
     assert len(captions) == len(set(captions)) == 200

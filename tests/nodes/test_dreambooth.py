@@ -34,7 +34,7 @@ def pictures(count=3, caption="a zork", **more):
 def output(tmp_path, monkeypatch):
     import folder_paths
 
-    from graft.host import class_images
+    from graft.host.data import class_images
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     monkeypatch.setattr(class_images, "STEPS", 2)
@@ -43,7 +43,7 @@ def output(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def mini(comfy):
-    from graft.host.mini import load_mini
+    from graft.host.model.mini import load_mini
 
     with torch.inference_mode():
         return dict(zip(("model", "clip", "vae"), load_mini(), strict=True))

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.comfy
 @pytest.fixture
 def loras(comfy):
     """The host's loras folder; what is put there is gone afterwards."""
-    from graft.host import paths
+    from graft.host.files import paths
 
     folder = comfy / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def load(comfy):
 
 
 def bottlenecks(model, positions="attn2o-ffni; resi-reso"):
-    from tests.host.test_bottlenecks import file
+    from tests.host.model.test_bottlenecks import file
 
     return file(model, positions)
 
@@ -67,7 +67,7 @@ def everything(model, clip):
 
 
 def write(folder, tensors, name="all.safetensors"):
-    from graft.host import paths
+    from graft.host.files import paths
     from graft.loaders import lora_file
 
     lora_file.write(folder / name, tensors, {})
@@ -80,7 +80,7 @@ def test_a_file_with_everything_in_it(load, loras):
 
     from graft.adapters.bottleneck import is_bottleneck
     from graft.adapters.file import AdapterFile
-    from graft.host import result
+    from graft.host.files import result
     from tests.host import tiny
 
     model, clip = tiny.model("sdxl"), tiny.clip("sdxl")

@@ -33,7 +33,7 @@ def adapter(model, rank=2, fill=0.1, **metadata):
 @pytest.fixture
 def save(comfy):
     """Call the node as the host does; afterwards the files are gone."""
-    from graft.host import paths
+    from graft.host.files import paths
     from graft.nodes.save import SaveLora
 
     def call(adapter, filename="", trigger="", embed_workflow=True, **wires):
@@ -52,7 +52,7 @@ def save(comfy):
 def metadata_of(name):
     from safetensors import safe_open
 
-    from graft.host import paths
+    from graft.host.files import paths
 
     with safe_open(str(paths.loras_folder() / name), "pt") as file:
         return file.metadata() or {}
@@ -113,7 +113,7 @@ def with_middle(made):
 def test_two_nodes_write_two_parts_of_one_training(save, model):
     from safetensors.torch import load_file
 
-    from graft.host import paths
+    from graft.host.files import paths
 
     made, rest = with_middle(adapter(model)), {}
     for blocks in ("input_blocks", "-input_blocks"):

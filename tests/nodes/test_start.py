@@ -15,7 +15,7 @@ EXAMPLE = "graft-examples/dax begun.safetensors"
 @pytest.fixture
 def loras(comfy):
     """The host's loras folder; what is put there is gone afterwards."""
-    from graft.host import paths
+    from graft.host.files import paths
 
     folder = comfy / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def load(comfy):
 
 
 def write(path, tensors=None, metadata=None):
-    from graft.host import paths
+    from graft.host.files import paths
     from graft.loaders import lora_file
 
     pair = {"a.lora_up.weight": torch.ones(2, 1), "a.lora_down.weight": torch.ones(1, 3)}
@@ -46,7 +46,8 @@ def write(path, tensors=None, metadata=None):
 
 
 def test_the_example_is_listed_and_fits_graft_mini(load):
-    from graft.host import lora_files, mini
+    from graft.host.files import lora_files
+    from graft.host.model import mini
 
     assert EXAMPLE in lora_files.names()
     with torch.inference_mode():
@@ -59,7 +60,7 @@ def test_the_example_is_listed_and_fits_graft_mini(load):
 
 
 def test_safetensors_of_the_loras_folders_are_listed_and_no_pickles(loras, load):
-    from graft.host import lora_files
+    from graft.host.files import lora_files
 
     write(loras / "mine.safetensors", metadata={"k": "v"})
     (loras / "old.pt").write_bytes(b"x")

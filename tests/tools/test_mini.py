@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from graft.host import mini
+from graft.host.model import mini
 from graft.tools.mini import captions, drawing, legs, make_concepts, make_photos
 from graft.tools.mini import vocabulary as words
 

@@ -169,7 +169,7 @@ def main(folder: Path, count: int = 256) -> dict[str, float]:
     Returns:
         Shares as `score` gives them.
     """
-    from ...host.mini import load_mini
+    from ...host.model.mini import load_mini
 
     model, clip, vae = load_mini()
     pairs = captions.prompts(count, 7)

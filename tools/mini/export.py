@@ -32,7 +32,7 @@ def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     Returns:
         Tensors in half precision.
     """
-    from ...host.mini import UNET_PREFIX, VAE_PREFIX, mini_config
+    from ...host.model.mini import UNET_PREFIX, VAE_PREFIX, mini_config
 
     model = Trainee(text.WordTokens(), torch.device("cpu"), 0)
     if (state := legs.load_checkpoint(folder / "unet.pt")) is not None:

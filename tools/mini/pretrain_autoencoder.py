@@ -126,7 +126,7 @@ def finish(folder: Path, device: torch.device | None = None) -> nn.Module:
     if state is not None:
         model.load_state_dict(state["model"])
     else:
-        from ...host.mini import VAE_PREFIX, read_asset
+        from ...host.model.mini import VAE_PREFIX, read_asset
 
         legs.log.info("no autoencoder checkpoint in %s: taking the shipped one", folder)
         shipped = read_asset()

@@ -29,7 +29,7 @@ class Trainee(nn.Module):
 
     def __init__(self, tokens: text.WordTokens, device: torch.device, seed: int) -> None:
         super().__init__()
-        from ...host.mini import mini_config
+        from ...host.model.mini import mini_config
 
         config = mini_config()
         config.set_inference_dtype(torch.float32, None)
@@ -64,9 +64,9 @@ class Trainee(nn.Module):
         """Take the weights of an exported checkpoint, to go on from it with a fresh optimizer.
 
         Args:
-            state: Tensors by SDXL checkpoint name, as `host.mini.read_asset` gives them.
+            state: Tensors by SDXL checkpoint name, as `host.model.mini.read_asset` gives them.
         """
-        from ...host.mini import UNET_PREFIX, mini_config
+        from ...host.model.mini import UNET_PREFIX, mini_config
 
         size = len(UNET_PREFIX)
         unet = {
@@ -144,7 +144,7 @@ class Run:
         self.tokens = text.WordTokens()
         self.model = Trainee(self.tokens, device, seed)
         if from_asset and not self.path.exists():
-            from ...host.mini import read_asset
+            from ...host.model.mini import read_asset
 
             self.model.load_asset(read_asset())
         self.parameters = self.model.trained()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...host.mini import clip_options
+from ...host.model.mini import clip_options
 from . import captions
 
 WIDTH = 64
