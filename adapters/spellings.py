@@ -29,6 +29,7 @@ _BLOCK = re.compile(r"(input|output)_blocks\.(\d+)\.(\d+)\.(.+)")
 _MIDDLE = re.compile(r"middle_block\.(\d+)\.(.+)")
 _TEXT = re.compile(r"(clip_[lgh])\.transformer\.(.+)")
 _ENCODERS = {"clip_l": ("", "1"), "clip_h": ("",), "clip_g": ("2",)}
+_KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _ROOTS = ("model.diffusion_model.", "diffusion_model.", "unet.")
 
 
@@ -78,7 +79,7 @@ def spelled(names: Iterable[str], matches: Callable[[str], bool], part: str) -> 
     names = list(names)
     is_regular = _is_regular(names)
     known = {name: (name, *_others(name, is_regular)) for name in names}
-    if part.startswith("lora_"):
+    if part.startswith(_KOHYA):
         start = part.removeprefix("lora_").removeprefix("unet_").rstrip("_")
         return {
             name

@@ -17,7 +17,6 @@ from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-AT_ONCE = 32  # pictures that are sampled together
 
 
 class Cases:
@@ -98,10 +97,7 @@ def mini() -> Any:
     import torch
 
     from graft.host.model.mini import load_mini
-    from graft.host.preview import sampled as preview
 
-    # The same pictures up to rounding, several times as fast; this process does nothing else.
-    preview.sampled = functools.partial(preview.sampled, at_once=AT_ONCE)
     with torch.inference_mode():
         return load_mini()
 

@@ -44,6 +44,8 @@ def test_underscores_end_at_a_segment():
     assert matching(names, "lora_unet_output_blocks_1_1") == {names[0]}
     with pytest.raises(ValueError, match="matches no layer"):
         matching(names, "lora_unet_output_block")
+    with pytest.raises(ValueError, match="matches no layer"):
+        matching(names, "lora_output")
 
 
 def test_other_models_have_none():

@@ -18,8 +18,9 @@ def ids_in_source() -> set[str]:
     found = set()
     for path in (ROOT / "nodes").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg == "node_id":
-                found.add(ast.literal_eval(node.value))
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "schema":
+                (given,) = (one.value for one in node.keywords if one.arg == "node_id")
+                found.add(ast.literal_eval(given))
     return found
 
 
