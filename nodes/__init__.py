@@ -34,6 +34,7 @@ MODULES = (
     "dreambooth",
     "custom_diffusion",
     "merge_concepts",
+    "merge_loras",
 )
 _log = logging.getLogger(__name__)
 
