@@ -97,6 +97,12 @@ def is_text(name: str) -> bool:
 def layers(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Names of a file's tensors by layer and by what they are for it: ``up``, ``down``, ``mid``, ``alpha``.
 
+    Args:
+        names: Of all tensors.
+
+    Returns:
+        Names by role by layer.
+
     Raises:
         ValueError: A layer has a tensor twice.
     """

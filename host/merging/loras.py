@@ -73,13 +73,7 @@ def merge(
         layers = list(dict.fromkeys(itertools.chain.from_iterable(p.layers for p in parts)))
         weights = [_by_layer(one, part) for one, part in zip(given, parts, strict=True)]
         mode = _ranked(mode, parts)
-        tensors, kept = dict[str, torch.Tensor](), dict[str, Kept]()
-        for number, layer in enumerate(layers):
-            interrupt()
-            graph.show_text(node_id, f"layer {number + 1} of {len(layers)}")
-            made, share = _layer(layer, parts, weights, mode, model, seed)
-            tensors |= made
-            kept |= {layer: share} if share is not None else {}
+        tensors, kept = _merged(layers, parts, weights, mode, model, seed, node_id)
         if not tensors and not words:
             raise ValueError("Every weight is 0, so that nothing would be left.")
         facts = {
@@ -96,6 +90,26 @@ def merge(
         lines += [f"new words: {', '.join(_names_of(words))}"] if words else []
         lines += _check(model, clip, tensors)
     return Merged(AdapterFile(every, metadata, name), "\n".join(lines))
+
+
+def _merged(
+    layers: Sequence[str],
+    parts: Sequence[Changes],
+    weights: Sequence[Mapping[str, float]],
+    mode: Mode,
+    model: Any,
+    seed: int,
+    node_id: str | None,
+) -> tuple[dict[str, torch.Tensor], dict[str, Kept]]:
+    """The merged tensors of all layers, and how much each kept where it was cut."""
+    tensors, kept = dict[str, torch.Tensor](), dict[str, Kept]()
+    for number, layer in enumerate(layers):
+        interrupt()
+        graph.show_text(node_id, f"layer {number + 1} of {len(layers)}")
+        made, share = _layer(layer, parts, weights, mode, model, seed)
+        tensors |= made
+        kept |= {layer: share} if share is not None else {}
+    return tensors, kept
 
 
 def _layer(
