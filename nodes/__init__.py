@@ -35,6 +35,7 @@ MODULES = (
     "custom_diffusion",
     "merge_concepts",
     "merge_loras",
+    "zip_lora",
 )
 _log = logging.getLogger(__name__)
 

@@ -138,7 +138,7 @@ class Zipping:
                 far.append(sum(each) / len(each))
             products = [layer.m_1 * layer.m_2 for layer in self.layers]  # type: ignore[operator]
             overlap = float(torch.cat([p.abs() for p in products]).mean())
-        return Reading(*far, overlap)
+        return Reading(far[0], far[1], overlap)
 
     def _losses(self, step: int) -> Iterator[torch.Tensor]:
         slots = range(self.plan.batch_size)
