@@ -89,6 +89,26 @@ def is_lora(names: Iterable[str]) -> bool:
     return any(_role(name)[1] in ("up", "down") for name in names)
 
 
+def is_text(name: str) -> bool:
+    """Whether a name in a file is a text encoder's, as far as the name tells."""
+    return name.startswith(_TEXT)
+
+
+def layers(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Names of a file's tensors by layer and by what they are for it: ``up``, ``down``, ``mid``, ``alpha``.
+
+    Args:
+        names: Of all tensors.
+
+    Returns:
+        Names by role by layer.
+
+    Raises:
+        ValueError: A layer has a tensor twice.
+    """
+    return _grouped(names)[0]
+
+
 def settings(metadata: Mapping[str, str]) -> str:
     """What of a file's metadata its changes depend on."""
     return metadata.get(_CONFIG, "")

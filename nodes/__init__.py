@@ -34,6 +34,8 @@ MODULES = (
     "dreambooth",
     "custom_diffusion",
     "merge_concepts",
+    "merge_loras",
+    "zip_lora",
 )
 _log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ SHORT = {
     "GraftTrainTextualInversion": {"steps": 3, "steps_unit": "steps"},
     "GraftTrainDreamBooth": {"steps": 3, "steps_unit": "steps", "class_images": 4},
     "GraftTrainCustomDiffusion": {"steps": 3, "steps_unit": "steps"},
+    "GraftZipLora": {"steps": 2},
     "GraftPreview": {"every": 3, "steps": 2},
     "KSampler": {"steps": 3},
     "BasicScheduler": {"steps": 2},
