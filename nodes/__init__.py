@@ -34,6 +34,8 @@ MODULES = (
     "dreambooth",
     "custom_diffusion",
     "merge_concepts",
+    "convert",
+    "inspect",
 )
 _log = logging.getLogger(__name__)
 

@@ -180,6 +180,13 @@ def kind(roles: Iterable[str]) -> str:
 def pair(name: str, roles: Mapping[str, torch.Tensor]) -> Pair:
     """The low-rank change of one layer; of a DoRA, that of V.
 
+    Args:
+        name: The layer, for messages.
+        roles: Its tensors.
+
+    Returns:
+        The factors in fp32, a core folded into the down one.
+
     Raises:
         ValueError: It is not whole, its numbers are none, or up and down do not multiply.
     """
@@ -190,8 +197,8 @@ def pair(name: str, roles: Mapping[str, torch.Tensor]) -> Pair:
     rank = down.shape[0]
     if not rank or up.shape[1] != rank:
         raise ValueError(
-            f"{name}: up {list(roles[UP].shape)} has rank {up.shape[1]} and down {list(roles[DOWN].shape)} rank {rank}, "
-            "which do not multiply: the file is damaged, or of another kind."
+            f"{name}: up {list(roles[UP].shape)} has rank {up.shape[1]} and down {list(roles[DOWN].shape)} rank "
+            f"{rank}, which do not multiply: the file is damaged, or of another kind."
         )
     if MID in roles:
         core = roles[MID].to(torch.float32)

@@ -137,7 +137,7 @@ def _check_kinds(content: Content, metadata: Mapping[str, str], dialect: str) ->
         for name, roles in content.layers.items()
         if kind(roles) not in ("LoRA", "DoRA")
     }
-    others |= {name: "bottleneck adapter" for name in content.bottlenecks}
+    others |= dict.fromkeys(content.bottlenecks, "bottleneck adapter")
     for name, roles in content.layers.items():
         if name in others:
             continue

@@ -22,7 +22,8 @@ _LEVEL = 3  # blocks a level, see adapters/spellings.py
 _WORDS = (
     "input_blocks output_blocks middle_block time_embed label_emb in_layers out_layers emb_layers skip_connection "
     "transformer_blocks to_q to_k to_v to_out proj_in proj_out down_blocks up_blocks mid_block conv_in conv_out "
-    "time_emb_proj conv_shortcut time_embedding add_embedding linear_1 linear_2 conv_norm_out text_model self_attn "
+    "time_emb_proj conv_shortcut time_embedding add_embedding class_embedding linear_1 linear_2 conv_norm_out "
+    "text_model self_attn "
     "q_proj k_proj v_proj out_proj text_projection final_layer_norm layer_norm1 layer_norm2 token_embedding "
     "position_embedding double_blocks single_blocks img_attn txt_attn img_mod txt_mod img_mlp txt_mlp img_in txt_in "
     "time_in vector_in guidance_in final_layer in_layer out_layer adaLN_modulation joint_blocks context_block x_block "
@@ -47,6 +48,8 @@ _ENDS = {
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
+    "class_embedding.linear_1": "label_emb.0.0",
+    "class_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
