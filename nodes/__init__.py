@@ -36,6 +36,8 @@ MODULES = (
     "merge_concepts",
     "merge_loras",
     "zip_lora",
+    "convert",
+    "inspect",
 )
 _log = logging.getLogger(__name__)
 

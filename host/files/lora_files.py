@@ -84,6 +84,18 @@ def load_any(name: str) -> AdapterFile:
     return _whole(path(name), plain(name))
 
 
+def load_as_is(name: str) -> AdapterFile:
+    """Read a file to look into it, whatever its numbers are.
+
+    Args:
+        name: One of ``names``.
+
+    Raises:
+        ValueError: There is no such file, or it is no safetensors file or cut off.
+    """
+    return lora_file.read(path(name))
+
+
 def fingerprint(name: str) -> str:
     """What changes with the file: its path, size and time."""
     file = path(name)

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in an adapter's file, whatever its dialect: tensors by layer and role, under generic names, none changed."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...adapters.bottleneck import is_bottleneck
+from ...adapters.pair import Pair
+from ...adapters.tokens import BUNDLE
+from .names import Spelling, generic
+
+UP, DOWN, MID = "lora_up.weight", "lora_down.weight", "lora_mid.weight"
+ALPHA, MAGNITUDE = "alpha", "dora_scale"
+CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings
+_SPELLED = {
+    UP: (
+        "lora_up.weight",
+        "lora.up.weight",
+        "lora_linear_layer.up.weight",
+        "lora_B.weight",
+        "lora_B",
+    ),
+    DOWN: (
+        "lora_down.weight",
+        "lora.down.weight",
+        "lora_linear_layer.down.weight",
+        "lora_A.weight",
+        "lora_A",
+    ),
+    MID: ("lora_mid.weight",),
+    ALPHA: ("alpha",),
+    MAGNITUDE: ("dora_scale", "lora_magnitude_vector.weight", "lora_magnitude_vector"),
+}
+_NAMED = {"lora_A": DOWN, "lora_B": UP, "lora_magnitude_vector": MAGNITUDE}
+# Kinds whose tensors are called alike everywhere, by how their names begin.
+KINDS = {
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_blocks": "OFT",
+    "rescale": "OFT",
+    "diff": "full",
+    "w_norm": "full",
+    "b_norm": "full",
+    "set_weight": "full",
+    "reshape_weight": "LoRA",
+    "a1.": "GLoRA",
+    "a2.": "GLoRA",
+    "b1.": "GLoRA",
+    "b2.": "GLoRA",
+}
+_PLAIN = (
+    *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+    *(f"lokr_{part}" for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+    *(
+        "oft_blocks",
+        "rescale",
+        "diff",
+        "diff_b",
+        "w_norm",
+        "b_norm",
+        "set_weight",
+        "reshape_weight",
+    ),
+    *("a1.weight", "a2.weight", "b1.weight", "b2.weight"),
+)
+_TAILS = {f".{tail}": role for role, tails in _SPELLED.items() for tail in tails} | {
+    "_lora.up.weight": UP,
+    "_lora.down.weight": DOWN,
+    **{f".{tail}": tail for tail in _PLAIN},
+}
+_MAX_CONFIG = 4_000_000  # characters
+
+Roles = dict[str, torch.Tensor]
+
+
+@dataclass
+class Content:
+    """What a file holds.
+
+    Attributes:
+        layers: Tensors by role, by the layer's generic name; roles are called as in generic files.
+        words: Bundled vectors of new words, by their names in the file.
+        bottlenecks: Tensors of bottleneck adapters, likewise.
+        unknown: Names that are none of these.
+        doubled: Names of layers and roles that the file has a second time, under another name.
+        kinds: How many layers have names of which kind, see ``names.generic``; with how they end.
+    """
+
+    layers: dict[str, Roles] = field(default_factory=dict)
+    words: Roles = field(default_factory=dict)
+    bottlenecks: Roles = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def tensors(self) -> Roles:
+        """All of it by generic names, but what is unknown."""
+        named = {
+            f"{name}.{role}": tensor
+            for name, roles in self.layers.items()
+            for role, tensor in roles.items()
+        }
+        return named | self.words | self.bottlenecks
+
+    def whats(self) -> Counter[str]:
+        """How many layers are of which kind: LoRA, DoRA, LoHa and so on."""
+        found = Counter(kind(roles) for roles in self.layers.values())
+        return found + Counter({"bottleneck": len(self.bottlenecks)} if self.bottlenecks else {})
+
+    def dialect(self) -> str:
+        """What the file's dialect is called, the commonest where it has several."""
+        if not self.kinds:
+            return (
+                "ComfyUI generic" if self.bottlenecks else "bundled words" if self.words else "none"
+            )
+        said = Counter[str]()
+        for each, count in self.kinds.items():
+            said[_dialect(each)] += count
+        return " and ".join(name for name, _ in said.most_common(2))
+
+
+def read(
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
+) -> Content:
+    """Sort a file's tensors by layer and role; none is changed, but PEFT's magnitudes have kohya's shape.
+
+    Args:
+        tensors: By the file's names.
+        metadata: The file's, where diffusers keeps alphas.
+        known: diffusers' names by the model's own modules, where the host knows them.
+
+    Returns:
+        All of them.
+
+    Raises:
+        ValueError: The metadata of diffusers cannot be read.
+    """
+    found = Content()
+    spelling = Spelling(known, tensors)
+    alphas = _alphas(metadata or {})
+    for key, tensor in tensors.items():
+        if key.startswith(BUNDLE):
+            found.words[key] = tensor
+        elif is_bottleneck(key):
+            found.bottlenecks[key] = tensor
+        else:
+            _take(found, key, tensor, spelling, tensors)
+    for key in tensors:
+        name, role = _split(key)
+        if (
+            role == DOWN
+            and alphas
+            and (alpha := alphas(name, int(tensors[key].shape[0]))) is not None
+        ):
+            layer = found.layers[generic(name, spelling, _width(tensors[key]))[0]]
+            layer.setdefault(ALPHA, torch.tensor(alpha))
+    return found
+
+
+def kind(roles: Iterable[str]) -> str:
+    """What a layer's tensors are, by their roles."""
+    roles = list(roles)
+    if MAGNITUDE in roles:
+        return "DoRA"
+    if UP in roles or DOWN in roles:
+        return "LoRA"
+    for start, name in KINDS.items():
+        if any(role.startswith(start) for role in roles):
+            return name
+    return "nothing"
+
+
+def pair(name: str, roles: Mapping[str, torch.Tensor]) -> Pair:
+    """The low-rank change of one layer; of a DoRA, that of V.
+
+    Args:
+        name: The layer, for messages.
+        roles: Its tensors.
+
+    Returns:
+        The factors in fp32, a core folded into the down one.
+
+    Raises:
+        ValueError: It is not whole, its numbers are none, or up and down do not multiply.
+    """
+    half = next((role for role in (UP, DOWN) if role not in roles), None)
+    if half:
+        raise ValueError(f"{name} has no {half}: the file is not whole. Save or download it again.")
+    up, down = (_matrix(name, roles[role]) for role in (UP, DOWN))
+    rank = down.shape[0]
+    if not rank or up.shape[1] != rank:
+        raise ValueError(
+            f"{name}: up {list(roles[UP].shape)} has rank {up.shape[1]} and down {list(roles[DOWN].shape)} rank "
+            f"{rank}, which do not multiply: the file is damaged, or of another kind."
+        )
+    if MID in roles:
+        core = roles[MID].to(torch.float32)
+        if core.ndim < 3 or core.shape[:2] != (rank, rank):
+            raise ValueError(f"{name}: {MID} {list(core.shape)} does not go with rank {rank}.")
+        down = torch.einsum("mns,ni->mis", core.flatten(2), down).flatten(1)
+    alpha = roles.get(ALPHA)
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError(f"{name}: alpha has shape {list(alpha.shape)}; it must be one number.")
+    return Pair(down, up, float(rank if alpha is None else alpha))
+
+
+def _matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim < 2 or not tensor.is_floating_point():
+        raise ValueError(f"{name}: shape {list(tensor.shape)} of {tensor.dtype} is no LoRA's.")
+    return tensor.detach().to("cpu", torch.float32).flatten(1)
+
+
+def _take(
+    found: Content,
+    key: str,
+    tensor: torch.Tensor,
+    spelling: Spelling,
+    all_: Mapping[str, torch.Tensor],
+) -> None:
+    name, role = _split(key)
+    if not role:
+        found.unknown.append(key)
+        return
+    down = next((all_[d] for d in (f"{name}.{t}" for t in _SPELLED[DOWN]) if d in all_), tensor)
+    layer, how = generic(name, spelling, _width(down))
+    roles = found.layers.setdefault(layer, {})
+    if role in roles:
+        found.doubled.append(key)
+        return
+    if (
+        role == MAGNITUDE and "lora_magnitude_vector" in key
+    ):  # PEFT: [out], of convolutions [1, out, 1, 1]
+        tensor = tensor.reshape(-1, *(1,) * (max(tensor.ndim, 2) - 1))
+    roles[role] = tensor
+    if role not in (ALPHA, MAGNITUDE, UP):
+        ends = (
+            "peft"
+            if ".lora_A" in key
+            else "old"
+            if ".lora.down" in key or "_lora.down" in key
+            else "kohya"
+        )
+        found.kinds[f"{how} {ends}"] += 1
+
+
+def _split(key: str) -> tuple[str, str]:
+    """The layer's name and the tensor's role; no role where it is nothing of an adapter's."""
+    # The longest end that fits, so that a1.weight is not taken for a weight.
+    for end in _BY_LENGTH:
+        if key.endswith(end) and len(key) > len(end):
+            return key.removesuffix(end), _TAILS[end]
+    parts = key.rsplit(".", 3)  # <layer>.lora_A.<adapter>.weight
+    if len(parts) == 4 and parts[3] == "weight" and parts[1] in _NAMED:
+        return parts[0], _NAMED[parts[1]]
+    return key, ""
+
+
+_BY_LENGTH = sorted(_TAILS, key=len, reverse=True)
+
+
+def _width(tensor: torch.Tensor) -> int:
+    return int(tensor.shape[1]) if tensor.ndim > 1 else 0
+
+
+def _dialect(kind_of: str) -> str:
+    root, modules, ends = kind_of.split()
+    if ends == "old":
+        return "diffusers (old)"
+    if ends == "peft":
+        return {"unet": "diffusers", "peft": "PEFT", "bare": "PEFT"}.get(
+            root, "ComfyUI generic, PEFT's ends"
+        )
+    if root == "flat":
+        return "kohya (diffusers names)" if modules == "theirs" else "kohya"
+    return "ComfyUI generic" if root == "generic" else "diffusers names, kohya's ends"
+
+
+def _alphas(metadata: Mapping[str, str]) -> Any:
+    """What diffusers' metadata say of alphas: a function of a layer's name and rank; None where they say nothing."""
+    text = metadata.get(CONFIG, "")
+    if not text:
+        return None
+    try:
+        config = json.loads(text) if len(text) <= _MAX_CONFIG else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The file's metadata '{CONFIG}' is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        return None
+
+    def alpha(name: str, rank: int) -> float | None:
+        component, _, module = name.partition(".")
+        value = config.get(f"{component}.lora_alpha")
+        patterns = config.get(f"{component}.alpha_pattern")
+        if isinstance(patterns, dict):
+            value = next((v for p, v in patterns.items() if module == p or name == p), value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return value * (rank**0.5 if config.get(f"{component}.use_rslora") is True else 1.0)
+
+    return alpha
