@@ -43,6 +43,11 @@ class Zip:
     turn: Turn = field(default_factory=Turn)
     blocks: str = "all"
 
+    @property
+    def shared(self) -> int:
+        """How many layers both have."""
+        return sum(None not in two for two in self.pairs.values())
+
     def targets(self, root: nn.Module) -> tuple[str, ...]:
         """The layers of the pairs."""
         return tuple(self.pairs)

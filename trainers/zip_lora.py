@@ -38,7 +38,8 @@ class ZipPlan:
     )
     similarity: str = option(
         REPO,
-        "What the overlap is. repo: the mean of |m1 m2| over columns, as its public code has it; paper: |m1 . m2|.",
+        "What the overlap is. repo: the mean size of the products of two factors, as in the public code; paper: the "
+        "size of their sum.",
         choices=SIMILARITIES,
     )
     batch_size: int = option(1, "Pictures of each subject a step.", min=1, max=64)

@@ -93,17 +93,21 @@ def zip_loras(
         metadata = result.lora_metadata(every, model, title=name, facts=facts)
         patched, patched_clip, report = result.apply_both(model, clip, tensors | text)
         patched_clip = with_words(patched_clip, words) if words else patched_clip
-    shared = sum(None not in two for two in network.pairs.values())
-    head = (
-        f"'{content.file.name}' and '{style.file.name}': {shared} of {len(network.pairs)} layers are in both; "
-        f"{report.text}"
-    )
-    notes = [note for part in parts for note in part.notes]
-    if text:
-        notes.append("text encoders' layers are summed as they are")
+    head = f"'{content.file.name}' and '{style.file.name}': {network.shared} of {len(network.pairs)} layers are in both"
     adapter = AdapterFile(every, metadata, name)
     plot = plots.loss_plot(losses)
-    return Zipped(patched, patched_clip, adapter, plot, "\n".join([head, *lines, *notes]))
+    return Zipped(
+        patched,
+        patched_clip,
+        adapter,
+        plot,
+        "\n".join([head, report.text, *lines, *_notes(parts, text)]),
+    )
+
+
+def _notes(parts: list[Changes], text: dict[str, torch.Tensor]) -> list[str]:
+    summed = ["text encoders' layers are summed as they are"] if text else []
+    return [*summed, *(note for part in parts for note in part.notes)]
 
 
 def _pairs(parts: list[Changes]) -> dict[str, Any]:
