@@ -5,7 +5,7 @@ All loading goes through ComfyUI's own LoRA code, so what is counted here is wha
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,17 +157,10 @@ def apply_both(
         weights = model.model.state_dict()
         if clip is not None:
             weights |= clip.cond_stage_model.state_dict()
-        fitting = {
-            at: patch for at, patch in loaded.items() if fitting_shapes.fits(patch, at, weights)
-        }
-        if metadata is not None:
-            fitting = dora.exact(fitting, metadata)
+        fitting = _fitting(loaded, weights, metadata)
         patched, patched_clip, taken = _patched(model, clip, fitting, own, strengths)
-        misfits = loaded.keys() - fitting.keys()
-        misshapen = record.keys_of(prefix for prefix, at in key_map.items() if at in misfits)
-        refused = [prefix for prefix, at in key_map.items() if at in fitting and at not in taken]
-        unmatched = (set(record) - record.read | record.keys_of(refused)) - misshapen
-        unmatched, misshapen = record.of_file(unmatched), record.of_file(misshapen)
+        misfits, refused = loaded.keys() - fitting.keys(), fitting.keys() - taken
+        unmatched, misshapen = _lost(record, key_map, misfits, refused)
         total = len(record.of_file(record)) + own.total
         applied = total - own.total - len(unmatched) - len(misshapen) + own.applied
         if applied <= 0:
@@ -177,11 +170,32 @@ def apply_both(
                 f"another kind of model. {own.reason}".rstrip()
             )
         change = relative_change({k: fitting[k] for k in taken}, weights, model, clip)
-    lost = (
-        tuple(sorted([*unmatched, *own.unmatched])),
-        tuple(sorted([*misshapen, *own.misshapen])),
-    )
-    return patched, patched_clip, Report(applied, total, *lost, change, own.total)
+    unplaced = tuple(sorted([*unmatched, *own.unmatched]))
+    others = tuple(sorted([*misshapen, *own.misshapen]))
+    return patched, patched_clip, Report(applied, total, unplaced, others, change, own.total)
+
+
+def _fitting(
+    loaded: Mapping[Any, Any],
+    weights: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None,
+) -> dict[Any, Any]:
+    """The patches of the right shape, a DoRA's by our own code where the file's metadata are known."""
+    fitting = {at: one for at, one in loaded.items() if fitting_shapes.fits(one, at, weights)}
+    return fitting if metadata is None else dora.exact(fitting, metadata)
+
+
+def _lost(
+    record: "_Record",
+    key_map: Mapping[str, Any],
+    misfits: Collection[Any],
+    refused: Collection[Any],
+) -> tuple[set[str], set[str]]:
+    """The file's tensors that have no place in the model, and those of another shape than their place's."""
+    misshapen = record.keys_of(prefix for prefix, at in key_map.items() if at in misfits)
+    left = record.keys_of(prefix for prefix, at in key_map.items() if at in refused)
+    unmatched = (set(record) - record.read | left) - misshapen
+    return record.of_file(unmatched), record.of_file(misshapen)
 
 
 def _patched(
