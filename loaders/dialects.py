@@ -8,12 +8,13 @@ weights. Names that the host's map lacks (PEFT's, diffusers' newer ones, doubled
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..adapters.pair import Pair
 
+T = TypeVar("T")
 # What a tensor is, by the end of its name.
 _ROLES = {
     ".lora_up.weight": "up",
@@ -36,6 +37,8 @@ _ROLES = {
 }
 _PEFT = {"lora_B": "up", "lora_A": "down", "lora_magnitude_vector": "magnitude"}
 _TEXT = ("lora_te", "lora_prior_te", "text_encoder", "text_model", "te1_", "te2_", "clip_", "t5xxl")
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_COMPONENTS = ("unet", "transformer", *_ENCODERS)
 _DIFFERENCES = (".diff", ".diff_b")  # of biases and norms, mostly: core's trainer writes them, too
 _WRAPPERS = (
     "base_model.model.",
@@ -44,7 +47,7 @@ _WRAPPERS = (
     "unet.",
     "transformer.",
 )
-_CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings
+CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings
 _MAX_CONFIG = 4_000_000  # characters
 
 
@@ -86,7 +89,7 @@ class Reading:
 
 def is_lora(names: Iterable[str]) -> bool:
     """Whether some of these names of tensors are those of a LoRA."""
-    return any(_role(name)[1] in ("up", "down") for name in names)
+    return any(part_of(name)[1] in ("up", "down") for name in names)
 
 
 def is_text(name: str) -> bool:
@@ -111,7 +114,7 @@ def layers(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 def settings(metadata: Mapping[str, str]) -> str:
     """What of a file's metadata its changes depend on."""
-    return metadata.get(_CONFIG, "")
+    return metadata.get(CONFIG, "")
 
 
 def read(
@@ -131,7 +134,7 @@ def read(
         ValueError: A layer is there twice or in half, or its numbers cannot be a LoRA's.
     """
     layers, other = _grouped(tensors)
-    alphas = _Alphas(metadata)
+    alphas = Alphas(metadata)
     found = Reading()
     for key in other:
         if key.startswith(_TEXT):
@@ -140,7 +143,7 @@ def read(
             found.other.append(key)
     parts: dict[str, dict[Any, Pair]] = {}
     for name, keys in layers.items():
-        place = _place(name, places)
+        place = look_up(name, places)
         if place is None and name.startswith(_TEXT):
             found.text.append(name)
         elif "magnitude" in keys or not {"up", "down"} & set(keys):
@@ -169,7 +172,7 @@ def _grouped(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]
     layers: dict[str, dict[str, str]] = {}
     other = []
     for key in names:
-        name, role = _role(key)
+        name, role = part_of(key)
         if not role:
             other.append(key)
             continue
@@ -180,7 +183,7 @@ def _grouped(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]
     return layers, other
 
 
-def _role(key: str) -> tuple[str, str]:
+def part_of(key: str) -> tuple[str, str]:
     """The layer's name and what the tensor is for it; an empty text when it is nothing of a LoRA."""
     for end, role in _ROLES.items():
         if key.endswith(end):
@@ -188,19 +191,37 @@ def _role(key: str) -> tuple[str, str]:
     parts = key.rsplit(".", 3)  # <layer>.lora_A.<adapter>.weight
     if len(parts) == 4 and parts[3] == "weight" and parts[1] in _PEFT:
         return parts[0], _PEFT[parts[1]]
+    parts = key.rsplit(".", 2)  # <layer>.lora_magnitude_vector.<adapter>
+    if len(parts) == 3 and parts[1] == "lora_magnitude_vector":
+        return parts[0], _PEFT[parts[1]]
     return key, ""
 
 
-def _place(name: str, places: Mapping[str, Place]) -> Place | None:
+def look_up(name: str, places: Mapping[str, T]) -> T | None:
+    """What a layer's name in a file stands for, in whichever spelling ``places`` has it; None where it has none."""
     return next((places[spelled] for spelled in _spellings(name) if spelled in places), None)
 
 
 def _spellings(name: str) -> Iterator[str]:
     """Ways in which the host's map may have a name, the file's own first."""
     yield name
-    bare = name
+    if name.startswith("oft_unet_"):  # kohya's OFT
+        yield f"lora_unet_{name.removeprefix('oft_unet_')}"
+    if name.startswith(
+        "lora_"
+    ):  # diffusers' converter to kohya leaves dots in the names of magnitudes
+        name = name.replace(".", "_")
+        yield name
+        yield name.replace("_encoder_layers_", "_text_model_encoder_layers_")
+        return
+    component, _, rest = name.partition(".")
+    component, rest = (component, rest) if component in _ENCODERS else ("", name)
+    bare = rest
     while any(bare.startswith(wrapper) for wrapper in _WRAPPERS):
         bare = next(bare.removeprefix(w) for w in _WRAPPERS if bare.startswith(w))
+    if component or bare.startswith(("text_model.", "encoder.layers.")):
+        yield from _of_text(component or _ENCODERS[0], bare)
+        return
     bare = bare.replace(".processor.", ".")
     for spelled in (bare, f"{bare}.0") if bare.endswith(".to_out") else (bare,):
         flat = spelled.replace(".", "_")
@@ -212,7 +233,17 @@ def _spellings(name: str) -> Iterator[str]:
         yield spelled
 
 
-def _pair(name: str, tensors: Mapping[str, torch.Tensor], alphas: "_Alphas") -> Pair:
+def _of_text(component: str, name: str) -> Iterator[str]:
+    """A text encoder's layer; newer transformers leave out ``text_model``."""
+    name = name.removeprefix("text_model.")
+    yield f"{component}.text_model.{name}"
+    yield f"{component}.{name}"
+    number = "2" if component.endswith("2") else "1"
+    yield f"lora_te{number}_text_model_{name.replace('.', '_')}"
+    yield f"lora_te{number}_{name.replace('.', '_')}"
+
+
+def _pair(name: str, tensors: Mapping[str, torch.Tensor], alphas: "Alphas") -> Pair:
     if not {"up", "down"} <= set(tensors):
         raise ValueError(f"{name} has only one half of its LoRA: the file is not whole.")
     flat = {role: _matrix(name, t) for role, t in tensors.items() if role in ("up", "down")}
@@ -242,7 +273,7 @@ def _matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return matrix
 
 
-class _Alphas:
+class Alphas:
     """Alphas of a file: a tensor, else PEFT's settings, else the rank, as the host takes it."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
@@ -250,7 +281,7 @@ class _Alphas:
         try:
             config = json.loads(text) if text and len(text) <= _MAX_CONFIG else {}
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"The file's metadata '{_CONFIG}' is no JSON: {error}") from error
+            raise ValueError(f"The file's metadata '{CONFIG}' is no JSON: {error}") from error
         self._config: dict[str, Any] = config if isinstance(config, dict) else {}
 
     def of(self, name: str, tensor: torch.Tensor | None, rank: int) -> float:
@@ -262,7 +293,7 @@ class _Alphas:
                 )
             return float(tensor)
         parts = name.split(".")
-        component = next((p for p in ("unet", "transformer") if parts[0] == p), "")
+        component = parts[0] if parts[0] in _COMPONENTS else ""
         alpha = self._config.get(f"{component}.lora_alpha", rank) if component else rank
         patterns = self._config.get(f"{component}.alpha_pattern")
         for pattern, value in patterns.items() if isinstance(patterns, dict) else ():

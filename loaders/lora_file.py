@@ -124,12 +124,30 @@ def read(path: Path) -> AdapterFile:
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file, cut off, or holds no tensors.
     """
-    header = _header(path)
+    found = header(path)
     with _opened(path) as file, torch.inference_mode(False):
-        tensors = {name: file.get_tensor(name).clone() for name in sorted(header.tensors)}
+        tensors = {name: file.get_tensor(name).clone() for name in sorted(found.tensors)}
     if not tensors:
         raise ValueError(f"'{plain(path.name)}' holds no tensors.")
-    return AdapterFile(tensors, dict(header.metadata), plain(path.stem))
+    return AdapterFile(tensors, dict(found.metadata), plain(path.stem))
+
+
+def read_some(path: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Read some tensors of a safetensors file, and no byte of the others; nothing keeps it open or mapped afterwards.
+
+    Args:
+        path: The file.
+        names: Their names.
+
+    Returns:
+        Tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file, cut off, or has no such tensor.
+    """
+    with _opened(path) as file, torch.inference_mode(False):
+        return {name: file.get_tensor(name).clone() for name in names}
 
 
 def names(path: Path) -> list[str]:
@@ -145,7 +163,7 @@ def names(path: Path) -> list[str]:
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file, or cut off.
     """
-    return sorted(_header(path).tensors)
+    return sorted(header(path).tensors)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -161,10 +179,22 @@ def metadata(path: Path) -> dict[str, str]:
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file, or cut off.
     """
-    return dict(_header(path).metadata)
+    return dict(header(path).metadata)
 
 
-def _header(path: Path) -> Header:
+def header(path: Path) -> Header:
+    """What a file says of itself; none of its tensors is read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Kinds, shapes and places of its tensors, and metadata.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file, or cut off.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no file '{plain(path.name)}' in '{plain(path.parent.name)}'."

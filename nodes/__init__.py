@@ -30,6 +30,8 @@ MODULES = (
     "text_recipes",
     "studies",
     "load",
+    "load_b_lora",
+    "load_blocks",
     "b_lora",
     "dreambooth",
     "custom_diffusion",

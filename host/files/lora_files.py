@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...adapters.file import AdapterFile
 from ...adapters.tokens import BUNDLE
-from ...loaders import dialects, lora_file
+from ...loaders import dialects, lora_file, source
 from ...loaders.finite import refuse_not_finite
 from ...plain import plain
 from ...registry import unknown
@@ -94,6 +94,18 @@ def load_as_is(name: str) -> AdapterFile:
         ValueError: There is no such file, or it is no safetensors file or cut off.
     """
     return lora_file.read(path(name))
+
+
+def opened(name: str) -> source.Source:
+    """A file of any kind of adapter, of which only what is asked for is read.
+
+    Args:
+        name: One of ``names``.
+
+    Raises:
+        ValueError: There is no such file, or it is no safetensors file, cut off or empty.
+    """
+    return source.on_disk(path(name))
 
 
 def fingerprint(name: str) -> str:

@@ -5,7 +5,7 @@ All loading goes through ComfyUI's own LoRA code, so what is counted here is wha
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ import torch
 from ...adapters.bottleneck import is_bottleneck
 from ...adapters.file import AdapterFile
 from ...adapters.tokens import BUNDLE
-from ...loaders import lora_file
+from ...loaders import lora_file, renaming
 from ..model import bottlenecks
-from . import fitting_shapes, paths
+from . import dora, fitting_shapes, homes, paths
 from .relative_change import relative_change
 from .strengths import WHOLE, Strengths
 
@@ -124,7 +124,12 @@ def apply(model: Any, lora: Mapping[str, torch.Tensor]) -> tuple[Any, Report]:
 
 
 def apply_both(
-    model: Any, clip: Any, lora: Mapping[str, torch.Tensor], strengths: Strengths = WHOLE
+    model: Any,
+    clip: Any,
+    lora: Mapping[str, torch.Tensor],
+    strengths: Strengths = WHOLE,
+    metadata: Mapping[str, str] | None = None,
+    places: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any, Report]:
     """Clone a MODEL and a CLIP and patch both as the stock loader does; bottleneck adapters are put in by our own code.
 
@@ -133,6 +138,9 @@ def apply_both(
         clip: The host's CLIP, None when the LoRA is for the model alone.
         lora: Tensors by key, in any dialect that the host reads.
         strengths: What their effect is multiplied by.
+        metadata: The file's, with which dialects and a DoRA's magnitudes are read that the stock loader does not; None
+            to do nothing but what that does.
+        places: What the names of its layers stand for, where that is known already.
 
     Returns:
         The patched clones (None for a None), and how much took effect.
@@ -145,20 +153,16 @@ def apply_both(
     if given and not lora and not own.total:  # new words only
         return model.clone(), clip and clip.clone(), Report(0, 0)
     with torch.inference_mode(False), torch.no_grad():
-        record, key_map, loaded = _load(lora, model, clip)
+        record, key_map, loaded = _load(lora, model, clip, metadata, places)
         weights = model.model.state_dict()
         if clip is not None:
             weights |= clip.cond_stage_model.state_dict()
-        fitting = {
-            at: patch for at, patch in loaded.items() if fitting_shapes.fits(patch, at, weights)
-        }
+        fitting = _fitting(loaded, weights, metadata)
         patched, patched_clip, taken = _patched(model, clip, fitting, own, strengths)
-        misfits = loaded.keys() - fitting.keys()
-        misshapen = record.keys_of(prefix for prefix, at in key_map.items() if at in misfits)
-        refused = [prefix for prefix, at in key_map.items() if at in fitting and at not in taken]
-        unmatched = (set(record) - record.read | record.keys_of(refused)) - misshapen
-        applied = len(record) - len(unmatched) - len(misshapen) + own.applied
-        total = len(record) + own.total
+        misfits, refused = loaded.keys() - fitting.keys(), fitting.keys() - taken
+        unmatched, misshapen = _lost(record, key_map, misfits, refused)
+        total = len(record.of_file(record)) + own.total
+        applied = total - own.total - len(unmatched) - len(misshapen) + own.applied
         if applied <= 0:
             raise ValueError(
                 f"None of the {total} tensors of the LoRA fits {type(model.model).__name__}, "
@@ -166,11 +170,32 @@ def apply_both(
                 f"another kind of model. {own.reason}".rstrip()
             )
         change = relative_change({k: fitting[k] for k in taken}, weights, model, clip)
-    lost = (
-        tuple(sorted([*unmatched, *own.unmatched])),
-        tuple(sorted([*misshapen, *own.misshapen])),
-    )
-    return patched, patched_clip, Report(applied, total, *lost, change, own.total)
+    unplaced = tuple(sorted([*unmatched, *own.unmatched]))
+    others = tuple(sorted([*misshapen, *own.misshapen]))
+    return patched, patched_clip, Report(applied, total, unplaced, others, change, own.total)
+
+
+def _fitting(
+    loaded: Mapping[Any, Any],
+    weights: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None,
+) -> dict[Any, Any]:
+    """The patches of the right shape, a DoRA's by our own code where the file's metadata are known."""
+    fitting = {at: one for at, one in loaded.items() if fitting_shapes.fits(one, at, weights)}
+    return fitting if metadata is None else dora.exact(fitting, metadata)
+
+
+def _lost(
+    record: "_Record",
+    key_map: Mapping[str, Any],
+    misfits: Collection[Any],
+    refused: Collection[Any],
+) -> tuple[set[str], set[str]]:
+    """The file's tensors that have no place in the model, and those of another shape than their place's."""
+    misshapen = record.keys_of(prefix for prefix, at in key_map.items() if at in misfits)
+    left = record.keys_of(prefix for prefix, at in key_map.items() if at in refused)
+    unmatched = (set(record) - record.read | left) - misshapen
+    return record.of_file(unmatched), record.of_file(misshapen)
 
 
 def _patched(
@@ -307,7 +332,11 @@ def save_lora(
 
 
 def _load(
-    lora: Mapping[str, torch.Tensor], model: Any, clip: Any
+    lora: Mapping[str, torch.Tensor],
+    model: Any,
+    clip: Any,
+    metadata: Mapping[str, str] | None,
+    places: Mapping[str, Any] | None,
 ) -> tuple["_Record", dict[str, Any], dict[Any, Any]]:
     import comfy.lora
     import comfy.lora_convert
@@ -315,18 +344,23 @@ def _load(
     # Patches outlive the node: no inference tensors in them.
     plain = {key: t.clone() if t.is_inference() else t for key, t in lora.items()}
     record = _Record(comfy.lora_convert.convert_lora(plain))
-    key_map: dict[str, Any] = comfy.lora.model_lora_keys_unet(model.model, {})
-    if clip is not None:
-        key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, key_map)
+    key_map = homes.key_map(model, clip) if places is None else dict(places)
+    if metadata is not None:
+        renamed = renaming.rename(record, metadata, homes.preferred(key_map))
+        record = _Record(renamed.tensors, renamed.origins)
+        key_map = {layer: key_map[layer] for layer in renamed.layers}
     return record, key_map, comfy.lora.load_lora(record, key_map, log_missing=False)
 
 
 class _Record(dict[str, torch.Tensor]):
     """A LoRA that notes which of its tensors the host's loader takes."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], origins: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(tensors)
         self.read: set[str] = set()
+        self._origins = dict.fromkeys(tensors) if origins is None else origins
 
     def __getitem__(self, key: str) -> torch.Tensor:
         self.read.add(key)
@@ -338,6 +372,10 @@ class _Record(dict[str, torch.Tensor]):
     def keys_of(self, prefixes: Iterable[str]) -> set[str]:
         starts = tuple(f"{prefix}{mark}" for prefix in prefixes for mark in "._")
         return {key for key in self if key.startswith(starts)} & self.read if starts else set()
+
+    def of_file(self, keys: Iterable[str]) -> set[str]:
+        """The file's own names of these; a tensor that is no file's has none."""
+        return {self._origins[key] or key for key in keys if key in self._origins}
 
 
 def _some(keys: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from ...adapters import export
 from ...adapters.learned import TEXT
 
 _SCALE = ".dora_scale"
+BY_BASE = "m |W0| / |V|"
 
 
 def exported(model: Any, clip: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -42,7 +43,7 @@ def exported(model: Any, clip: Any, tensors: Mapping[str, torch.Tensor]) -> dict
             value: torch.Tensor = comfy.lora.calculate_weight(rest, plain, key)
             return value
 
-        return export.exported(tensors, weight, _divides_by_base())
+        return export.exported(tensors, weight, divides_by_base())
 
 
 def facts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -50,10 +51,10 @@ def facts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     scaled = {key.removesuffix(_SCALE) for key in tensors if key.endswith(_SCALE)}
     if not any(bool(tensors[f"{name}.lora_up.weight"].any()) for name in scaled):
         return {}
-    return {"dora_scale": "m |W0| / |V|" if _divides_by_base() else "m"}
+    return {"dora_scale": BY_BASE if divides_by_base() else "m"}
 
 
-def _divides_by_base() -> bool:
+def divides_by_base() -> bool:
     """Whether this host scales the rows of a DoRA by |W0| instead of |V|, found by one of a single number.
 
     W0 = 1, dW = 1 and dora_scale = 1 make 1 / |V| V = 1, or 1 / |W0| V = 2.

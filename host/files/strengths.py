@@ -43,7 +43,7 @@ class Strengths:
         Raises:
             ValueError: A pattern matches none of the layers; lists near names.
         """
-        names = {place: _layer(place) for place in places}
+        names = {place: layer(place) for place in places}
         names = {place: name for place, name in names.items() if name}
         found = dict.fromkeys(names, self.model)
         for pattern, factor in pairs("strengths", self.blocks, float, -MOST, MOST):
@@ -56,7 +56,7 @@ class Strengths:
 WHOLE = Strengths()
 
 
-def _layer(place: Any) -> str:
+def layer(place: Any) -> str:
     """``input_blocks.4.1.proj_in`` of ``diffusion_model.input_blocks.4.1.proj_in.weight``; empty of others."""
     key = str(place if isinstance(place, str) else place[0])
     if not key.startswith(_ROOT):

@@ -240,7 +240,7 @@ def test_a_dora_is_written_for_the_loader_that_there_is(monkeypatch):
     # V = (5, 12), |V| = 13, |W0| = 5: 10 * 5 / 13
     scaled = export.exported(tensors, lambda key: weight, divides_by_base=True)
     assert float(scaled["a.dora_scale"]) == pytest.approx(50 / 13, rel=1e-6)
-    assert stock_form._divides_by_base()  # of the versions that are tested with
+    assert stock_form.divides_by_base()  # of the versions that are tested with
 
 
 def test_a_network_that_cannot_begin_with_a_file_says_so():

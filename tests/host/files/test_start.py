@@ -94,14 +94,14 @@ REAL = [  # names as sd-scripts, diffusers, PEFT and B-LoRA write them for the p
 @pytest.mark.parametrize("family", ["SD15", "SDXL", "SD3", "Flux"])
 def test_names_of_the_published_layouts_are_known(family):
     from graft.host.files import start
-    from graft.loaders.dialects import _place
+    from graft.loaders.dialects import look_up
     from tests.host.files.test_keys import build
 
     places = start.places(build(family))
     for _, name, module in (case for case in REAL if case[0] == family):
-        assert _place(name, places).module == module
+        assert look_up(name, places).module == module
     if family == "Flux":
-        assert _place(REAL[-2][1], places).offset == (0, 3072, 3072)
+        assert look_up(REAL[-2][1], places).offset == (0, 3072, 3072)
 
 
 def test_what_the_host_reads_itself_needs_no_conversion_for_the_oracle(models):
