@@ -166,7 +166,8 @@ def test_a_filtered_load_of_real_size_reads_half_and_is_faster(tmp_path, monkeyp
         return loading.b_loras(model, wanted, False)
 
     def theirs():
-        whole = comfy.utils.load_torch_file(str(stock), safe_load=True)
+        mapped = comfy.utils.load_torch_file(str(stock), safe_load=True)
+        whole = {key: tensor.clone() for key, tensor in mapped.items()}  # read, as ours are
         return comfy.sd.load_lora_for_models(model, None, whole, 1.0, 0.0)
 
     patched, report = ours()
@@ -174,15 +175,14 @@ def test_a_filtered_load_of_real_size_reads_half_and_is_faster(tmp_path, monkeyp
     assert len(patched.patches) == 80 and "160 of 160 tensors applied" in report
     assert read <= 0.6 * size
 
-    def best(call):
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        return min(times)
+    def seconds(call):
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
 
-    assert (times := (best(ours), best(theirs)))[0] < times[1], times
+    # In turn, so that what else the machine does meets both.
+    times = [(seconds(ours), seconds(theirs)) for _ in range(7)]
+    assert min(own for own, _ in times) < min(stock for _, stock in times), times
 
 
 @pytest.mark.parametrize("dialect", ["diffusers peft", "kohya diffusers"])
