@@ -81,9 +81,7 @@ def zip_loras(
         parts = [read(one.file, model, clip, False) for one in (content, style)]
         words, text = words_of(parts), _text(parts)
         network = Zip(_pairs(parts), Turn())
-        knowing = with_words(clip, words) if words else clip
-        if text:
-            knowing = result.apply_both(model, knowing, text)[1]
+        knowing = _knowing(model, clip, text, words)
         prepared = [
             _prepared(model, knowing, vae, one, network, plan, node_id) for one in (content, style)
         ]
@@ -91,18 +89,19 @@ def zip_loras(
         every = tensors | text | words
         facts = {"zipped": [content.file.name, style.file.name], "zip_plan": repr(plan)}
         metadata = result.lora_metadata(every, model, title=name, facts=facts)
-        patched, patched_clip, report = result.apply_both(model, clip, tensors | text)
-        patched_clip = with_words(patched_clip, words) if words else patched_clip
+        patched, _, report = result.apply_both(model, clip, tensors | text)
     head = f"'{content.file.name}' and '{style.file.name}': {network.shared} of {len(network.pairs)} layers are in both"
+    told = "\n".join([head, report.text, *lines, *_notes(parts, text)])
     adapter = AdapterFile(every, metadata, name)
-    plot = plots.loss_plot(losses)
-    return Zipped(
-        patched,
-        patched_clip,
-        adapter,
-        plot,
-        "\n".join([head, report.text, *lines, *_notes(parts, text)]),
-    )
+    return Zipped(patched, knowing, adapter, plots.loss_plot(losses), told)
+
+
+def _knowing(
+    model: Any, clip: Any, text: dict[str, torch.Tensor], words: dict[str, torch.Tensor]
+) -> Any:
+    """The CLIP with the text encoders' layers and words of both."""
+    patched = result.apply_both(model, clip, text)[1] if text else clip
+    return with_words(patched, words) if words else patched
 
 
 def _notes(parts: list[Changes], text: dict[str, torch.Tensor]) -> list[str]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zip LoRAs on a real model: what is saved is what was learned, and the host is as it was, also after a Cancel."""
 
+import dataclasses
 import re
 
 import pytest
@@ -117,3 +118,25 @@ def test_what_does_not_go_together_is_refused(mini, two, output):  # noqa: F811
         zipped(mini, (two[0], dora))
     with pytest.raises(ValueError, match="batch_size is 3 but the dataset has 2 pictures"):
         zipped(mini, two, batch_size=3)
+
+
+def test_words_and_text_encoders_of_both_are_carried_over(mini, two, output):  # noqa: F811
+    layer = "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj"
+    side = mini["clip"].cond_stage_model.clip_l.transformer.text_model.encoder.layers[0]
+    width = side.self_attn.q_proj.in_features
+    generator = torch.Generator().manual_seed(0)
+    up = torch.randn(width, 1, generator=generator)
+    down = torch.randn(1, width, generator=generator)
+    of_text = {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}
+    of_text[f"{layer}.alpha"] = torch.tensor(0.5)
+    both = [
+        dataclasses.replace(one, tensors={**one.tensors, **of_text}, name=str(n))
+        for n, one in enumerate(two)
+    ]
+    made = zipped(mini, both, steps=1)
+    merged, report = made.result[2].tensors, made.result[5]
+    summed = merged[f"{layer}.lora_up.weight"] @ merged[f"{layer}.lora_down.weight"]
+    torch.testing.assert_close(summed, up @ down)
+    assert float(merged[f"{layer}.alpha"]) == 2
+    assert "text encoders' layers are summed" in report
+    assert f"{len(merged)} of {len(merged)} tensors applied" in report
