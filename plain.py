@@ -40,6 +40,12 @@ def plain(text: object, most: int = 0) -> str:
     return _HARMFUL.sub(_escaped, whole)
 
 
+def percent(ratio: float) -> str:
+    """A ratio in percent with two digits, and no power of ten where there are more: 3.1 %, 150 %."""
+    share = 100 * ratio
+    return f"{share:.0f} %" if abs(share) >= 99.5 else f"{share:.2g} %"
+
+
 def plain_lines(text: str) -> str:
     """A text of several lines, of which only the first can be taken for one of the log's own.
 

@@ -41,3 +41,13 @@ def test_lines_behind_the_first_are_indented():
         "one\n    [ERROR] two\n    three\\rfour"
     )
     assert plain_lines("one\n\n  two") == "one\n\n  two"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [(0.0312, "3.1 %"), (1.52, "152 %"), (0.999, "100 %"), (1e-6, "0.0001 %"), (0.0, "0 %")],
+)
+def test_percent_has_two_digits(ratio, said):
+    from graft.plain import percent
+
+    assert percent(ratio) == said

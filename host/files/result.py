@@ -16,6 +16,7 @@ from ...adapters.bottleneck import is_bottleneck
 from ...adapters.file import AdapterFile
 from ...adapters.tokens import BUNDLE
 from ...loaders import lora_file, renaming
+from ...plain import percent
 from ..model import bottlenecks
 from . import dora, fitting_shapes, homes, paths
 from .relative_change import relative_change
@@ -63,7 +64,7 @@ class Report:
             return ""
         parts = [f"{self.applied} of {self.total} tensors applied"]
         if self.relative_change is not None:
-            parts.append(f"|dW| = {100 * self.relative_change:.2g} % of |W|")
+            parts.append(f"|dW| = {percent(self.relative_change)} of |W|")
         said = ", ".join(parts)
         if self.unmatched:
             said += f". The model has no place for {_some(self.unmatched)}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...adapters.change import Measure
 from ...adapters.learned import Learned
+from ...plain import percent
 from ...trainers.data import Dataset, Item
 from ...trainers.events import Sink
 from ...trainers.loop import Loop
@@ -87,7 +88,7 @@ def lines(monitor: Monitor) -> list[str]:
         )
     change = monitor.last
     if change.blocks:
-        most = ", ".join(f"{name} {100 * ratio:.2g} %" for name, ratio in change.largest(LARGEST))
+        most = ", ".join(f"{name} {percent(ratio)}" for name, ratio in change.largest(LARGEST))
         said.append(f"changed most, |dW| / |W|: {most}")
     if change.skipped:
         said.append(
