@@ -26,7 +26,7 @@ from .engine import (
     train,
 )
 from .recipe_parts import course, how, rate, weighting
-from .schema import choice, field, schema, seed, text, whole
+from .schema import choice, field, one_of, schema, seed, text, whole
 
 # Frenkel et al. 2024 (arXiv 2403.14572): rank, learning rate, steps, batch and prompt below are theirs.
 BLOCKS = {
@@ -133,7 +133,7 @@ class TrainBLora(io.ComfyNode):
             cls,
             inputs,
             dataset=with_caption(dataset, said) if said else dataset,
-            network=LoRA(rank, alpha, BLOCKS[blocks]),
+            network=LoRA(rank, alpha, BLOCKS[one_of("blocks", blocks, BLOCKS)]),
             **how(inputs),
         )
 

@@ -10,7 +10,18 @@ from ..host.files import conversion, extraction, lora_files, paths
 from ..loaders.writing.changes import Wish
 from ..loaders.writing.dialects import DIALECTS
 from .engine import check_name
-from .schema import GraftAdapter, choice, number, output, schema, socket, switch, text, whole
+from .schema import (
+    GraftAdapter,
+    choice,
+    number,
+    one_of,
+    output,
+    schema,
+    socket,
+    switch,
+    text,
+    whole,
+)
 
 _BY = ("keep", "rank", "energy")
 
@@ -203,7 +214,8 @@ class ExtractLora(io.ComfyNode):
 
 
 def _wish(by: str, rank: int, energy: float) -> Wish | None:
-    return {"keep": None, "rank": Wish(rank=rank), "energy": Wish(energy=energy)}[by]
+    wishes = {"keep": None, "rank": Wish(rank=rank), "energy": Wish(energy=energy)}
+    return wishes[one_of("by", by, wishes)]
 
 
 NODES = [ConvertLora, ExtractLora]

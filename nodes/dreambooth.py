@@ -28,7 +28,7 @@ from .engine import (
 )
 from .length import length
 from .recipe_parts import course, how, rate, weighting
-from .schema import GraftDataset, choice, field, schema, seed, socket, switch, text, whole
+from .schema import GraftDataset, choice, field, one_of, schema, seed, socket, switch, text, whole
 
 FULL, LORA = "full weights", "LoRA"
 RATES = {FULL: 5e-6, LORA: 1e-4}
@@ -202,7 +202,7 @@ class TrainDreamBooth(io.ComfyNode):
             dataset=with_prior(cls, inputs),
             network=Full(blocks) if is_full else LoRA(rank, blocks=blocks),
             text_network=_of_text(is_full, rank) if train_text_encoder else None,
-            **how(inputs, RATES[network], **more),
+            **how(inputs, RATES[one_of("network", network, RATES)], **more),
         )
 
 

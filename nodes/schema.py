@@ -8,6 +8,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..registry import unknown
+
 GraftDataset = io.Custom("GRAFT_DATASET")
 GraftNetworkType = io.Custom("GRAFT_NETWORK")
 GraftObjectiveType = io.Custom("GRAFT_OBJECTIVE")
@@ -74,6 +76,17 @@ def choice(name: str, tooltip: str, options: Any, default: str | None = None, **
     options = list(options)
     default = default if default in options else options[0] if options else None
     return make(io.Combo.Input, name, options=options, default=default, tooltip=tooltip, **more)
+
+
+def one_of(name: str, value: str, known: Mapping[str, Any]) -> str:
+    """The value of a drop-down widget, which may have come over a link.
+
+    Raises:
+        ValueError: It is none of those that are known.
+    """
+    if value not in known:
+        raise ValueError(unknown(name, str(value), known))
+    return value
 
 
 def seed(tooltip: str) -> Any:

@@ -197,3 +197,11 @@ def test_a_widget_is_made_of_its_field():
     assert steps.tooltip == "Optimizer steps to train."
     assert tuple(field(Plan, "checkpointing").options) == CHECKPOINTING
     assert field(Plan, "max_grad_norm", "clip_at").id == "clip_at"
+
+
+def test_a_choice_that_came_over_a_link_is_one_that_is_there(comfy):
+    from graft.nodes.schema import one_of
+
+    assert one_of("network", "LoRA", {"LoRA": 1, "full weights": 2}) == "LoRA"
+    with pytest.raises(ValueError, match="Unknown network 'LoRe'. Did you mean LoRA"):
+        one_of("network", "LoRe", {"LoRA": 1, "full weights": 2})
