@@ -16,6 +16,7 @@ from ...loaders.writing import changes, dialects, magnitudes
 from ...loaders.writing import content as contents
 from ...loaders.writing.changes import Wish
 from ...loaders.writing.content import ALPHA, Content
+from ...registry import unknown
 from . import paths, result
 from .patched_weights import PatchedWeights
 
@@ -96,6 +97,8 @@ def convert(
     if wish is not None:
         content, said = _reduced(content, wish, model)
         notes += said
+    if dtype not in DTYPES:
+        raise ValueError(unknown("dtype", dtype, DTYPES))
     content = _cast(content, DTYPES[dtype])
     made = dialects.write(content, metadata, dialect, known)
     described = {k: v for k, v in lora_file.describe(content.tensors()).items() if v}
