@@ -9,6 +9,33 @@ import torch
 from ...adapters.learned import MODEL
 
 
+def patched(entry: Any, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+    """A weight with its patches, fp32, as a copy.
+
+    Args:
+        entry: What ``get_key_patches`` has for it.
+        name: Its name.
+        device: Where it is computed.
+    """
+    import comfy.lora
+
+    (weight, convert), *patches = entry
+    weight = weight.dequantize() if type(weight).__name__ == "QuantizedTensor" else weight
+    plain = convert(weight.detach().to(device, torch.float32, copy=True), inplace=True)
+    made: torch.Tensor = comfy.lora.calculate_weight(patches, plain, name)
+    return made
+
+
+def weight_of(model: Any, key: str) -> torch.Tensor:
+    """A weight of a MODEL with the patches of the wire, fp64 on the CPU.
+
+    Args:
+        model: The host's ModelPatcher.
+        key: Name of the weight, with the host's own before it.
+    """
+    return patched(model.get_key_patches(key)[key], key).double()
+
+
 class PatchedWeights:
     """The weights of a MODEL's diffusion model with its patches applied; the MODEL is not changed, nor loaded.
 
@@ -44,13 +71,7 @@ class PatchedWeights:
         Args:
             name: With the host's own before it.
         """
-        import comfy.lora
-
-        (weight, convert), *patches = self._patches[name]
-        weight = weight.dequantize() if type(weight).__name__ == "QuantizedTensor" else weight
-        plain = convert(weight.detach().to(self._device, torch.float32, copy=True), inplace=True)
-        made: torch.Tensor = comfy.lora.calculate_weight(patches, plain, name)
-        return made
+        return patched(self._patches[name], name, self._device)
 
     def layer(self) -> Callable[[str], torch.Tensor]:
         """A function that gives the weight of a layer by its generic name.

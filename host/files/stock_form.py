@@ -8,6 +8,7 @@ import torch
 
 from ...adapters import export
 from ...adapters.learned import TEXT
+from .patched_weights import patched
 
 _SCALE = ".dora_scale"
 BY_BASE = "m |W0| / |V|"
@@ -24,8 +25,6 @@ def exported(model: Any, clip: Any, tensors: Mapping[str, torch.Tensor]) -> dict
     Returns:
         Tensors by the names of files; see ``adapters.export``.
     """
-    import comfy.lora
-
     if not any(key.endswith(export.MARKS) for key in tensors):
         return dict(tensors)
     with torch.inference_mode(False), torch.no_grad():
@@ -35,13 +34,7 @@ def exported(model: Any, clip: Any, tensors: Mapping[str, torch.Tensor]) -> dict
             patches |= {f"{TEXT}{key}": patch for key, patch in of_text.items()}
 
         def weight(key: str) -> torch.Tensor:
-            if key not in patches:
-                return torch.empty(0)
-            (base, convert), *rest = patches[key]
-            base = base.dequantize() if type(base).__name__ == "QuantizedTensor" else base
-            plain = convert(base.detach().to("cpu", torch.float32, copy=True), inplace=True)
-            value: torch.Tensor = comfy.lora.calculate_weight(rest, plain, key)
-            return value
+            return patched(patches[key], key) if key in patches else torch.empty(0)
 
         return export.exported(tensors, weight, divides_by_base())
 

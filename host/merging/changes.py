@@ -15,7 +15,7 @@ from ...adapters.targets import kind
 from ...adapters.tokens import BUNDLE
 from ...loaders import dialects
 from ..files import fitting_shapes, result, start
-from .concepts import _weight
+from ..files.patched_weights import weight_of
 
 _WEIGHT, _BIAS = ".weight", ".bias"
 _LISTED = 4
@@ -107,7 +107,7 @@ def dense(model: Any, key: str, patches: list[Patch]) -> torch.Tensor:
     """dW of a weight, as the host's loader would change it at strength 1, in fp32 on the CPU."""
     import comfy.lora
 
-    base = _weight(model, key)
+    base = weight_of(model, key)
     listed = [(1.0, patch, 1.0, offset, function) for patch, offset, function in patches]
     changed: torch.Tensor = comfy.lora.calculate_weight(listed, base.clone(), key)
     return (changed - base).float()

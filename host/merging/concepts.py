@@ -15,6 +15,7 @@ from ...adapters.tokens import BUNDLE
 from ...loaders.concept_merge import Directions, directions, merge_concepts, residuals
 from .. import graph
 from ..files import result
+from ..files.patched_weights import weight_of
 from ..runs import identity
 from ..runs.stopping import interrupt
 from ..text import conditioning, embeddings
@@ -216,7 +217,7 @@ def _all(
     moved = size = 0.0
     for layer in layers:
         interrupt()
-        base = _weight(model, f"{_ROOT}{layer}.weight")
+        base = weight_of(model, f"{_ROOT}{layer}.weight")
         tuned = [base + c[layer].double().cpu() if layer in c else base for c in changes]
         whole = merge_concepts(base, tuned, found)
         change = (whole - base).float()
@@ -227,17 +228,6 @@ def _all(
         moved += float((change.double() @ regular.T).square().sum())
         size += float((base @ regular.T).square().sum())
     return merged, before, after, math.sqrt(moved / size) if size else 0.0
-
-
-def _weight(model: Any, key: str) -> torch.Tensor:
-    """A weight with the patches of the wire, fp64 on the CPU."""
-    import comfy.lora
-
-    (weight, convert), *patches = model.get_key_patches(key)[key]
-    weight = weight.dequantize() if type(weight).__name__ == "QuantizedTensor" else weight
-    plain = convert(weight.detach().to("cpu", torch.float32, copy=True), inplace=True)
-    made: torch.Tensor = comfy.lora.calculate_weight(patches, plain, key)
-    return made.double()
 
 
 def _distances(texts: Sequence[str], before: Sequence[float], after: Sequence[float]) -> list[str]:

@@ -87,10 +87,10 @@ def test_what_is_asked_for(monkeypatch, trained, mini):  # noqa: F811
 
 def values_of(model, clip, layer, text, changed=None):
     """What a layer makes of a text's tokens, without padding: the first mark, the words, the last mark."""
-    from graft.host.merging.concepts import _weight
+    from graft.host.files.patched_weights import weight_of
     from graft.host.text.conditioning import encode_text
 
-    weight = _weight(model, f"diffusion_model.{layer}.weight")
+    weight = weight_of(model, f"diffusion_model.{layer}.weight")
     if changed is not None:
         weight = weight + changed[f"diffusion_model.{layer}.diff"].double()
     count = len(text.split()) + 2
