@@ -157,12 +157,17 @@ def test_the_readmes_prompt_for_headless_users_works(server):
     assert "my first lora.safetensors" in shown and "tensors applied" in shown
 
 
-def test_the_readmes_table_has_every_node(server):
-    table = README.split("<!-- nodes -->")[1].split("<!-- /nodes -->")[0]
-    told = dict(re.findall(r"^\| (.+?) \| `(\w+)` \|", table, re.MULTILINE))
+def test_the_tables_have_every_node(server):
+    page = (graphs.ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| (.+?) \| `(\w+)` \|", page, re.MULTILINE))
     there = {
         info["display_name"]: key
         for key, info in server.object_info().items()
         if info["category"].split("/")[0] == "graft"
     }
     assert told == there
+    rows = README.split("| for | nodes |")[1].split("\n\n")[0]
+    listed = [
+        name.strip() for row in rows.splitlines()[2:] for name in row.split("|")[2].split(",")
+    ]
+    assert sorted(listed) == sorted(told)
