@@ -142,7 +142,7 @@ def cross(seed: str) -> dict[str, Any]:
     from graft.benchmarks.skeleton import concept
     from graft.host import engine
     from graft.host.files import result
-    from graft.host.text.live_texts import with_words
+    from graft.host.text.words import with_words
 
     asked = networks.request(
         wires, _network(Cell()), rate, int(seed), CROSS_STEPS[0], CROSS_STEPS[-1]

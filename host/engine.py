@@ -40,7 +40,8 @@ from .runs.keeper import Keeper
 from .runs.progress import RunSink
 from .runs.stopping import interrupt as _interrupt
 from .runs.stopping import is_interrupt
-from .text.live_texts import live_texts, with_words
+from .text.live_texts import live_texts
+from .text.words import with_words
 
 _log = logging.getLogger(__name__)
 

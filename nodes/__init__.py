@@ -32,6 +32,7 @@ MODULES = (
     "load",
     "load_b_lora",
     "load_blocks",
+    "load_pivotal",
     "b_lora",
     "dreambooth",
     "custom_diffusion",

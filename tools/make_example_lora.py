@@ -1,70 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes assets/loras/dax begun.safetensors: a LoRA of graft-mini that has begun to learn the example shape.
+"""Makes the example LoRAs of graft-mini in assets/loras, which have begun to learn the example shape.
 
-    python -m tools.make_example_lora
+    python -m tools.make_example_lora               both
+    python -m tools.make_example_lora "dax as TOK"  one of them
 
-It has kohya's diffusers names and half precision, as files of other trainers have; about a minute on two CPU cores.
+`dax begun` has kohya's diffusers names and half precision, as files of other trainers have. `dax as TOK` bundles a new
+word: TOK stands for the shape. Each takes a minute or two on two CPU cores.
 """
 
+import dataclasses
+import sys
 import tempfile
 
 from tests.host import inprocess
 
-STEPS, BATCH, RANK, ALPHA, RATE, SEED = 120, 8, 4, 2.0, 2e-3, 1
-PATH = inprocess.ROOT / "assets" / "loras" / "dax begun.safetensors"
+RANK, ALPHA, RATE, SEED = 4, 2.0, 2e-3, 1
+FOLDER = inprocess.ROOT / "assets" / "loras"
+WORD, WORD_RATE = "TOK", 3e-3
+STEPS = {"dax begun": (120, 8), f"dax as {WORD}": (300, 12)}  # and pictures a step
+_KEPT = (
+    "ss_base_model_version",
+    "ss_network_module",
+    "modelspec.architecture",
+    "modelspec.trigger_phrase",
+)
 
 
 def main() -> None:
     """Train, rename and write."""
     inprocess.start()
-    import folder_paths
     import torch
 
-    from graft.adapters.lora import LoRA
-    from graft.host import engine, graph
     from graft.host.model import mini
     from graft.loaders import lora_file
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in sys.argv[1:] or STEPS:
+        with torch.inference_mode():
+            wires = mini.load_mini()
+            outcome = trained(name, wires)
+        tensors = halved(wires[0], outcome.lora_model) | bundled(outcome.adapter.tensors)
+        said = {k: v for k, v in outcome.adapter.metadata.items() if k in _KEPT}
+        path = FOLDER / f"{name}.safetensors"
+        lora_file.write(path, tensors, {**said, **lora_file.describe(tensors)})
+        print(outcome.report)
+        print(f"wrote {path.name}: {len(tensors)} tensors, {path.stat().st_size} bytes")
+
+
+def trained(name, wires):
+    """What the training of an example made."""
+    import folder_paths
+
+    from graft.adapters.lora import LoRA
+    from graft.adapters.tokens import Concept, Tokens
+    from graft.host import engine, graph
     from graft.trainers.data import Dataset, read_folder
     from graft.trainers.objectives import WEIGHTS, Objective
     from graft.trainers.optimizers import Optimizer
     from graft.trainers.optimizers.adamw import AdamW
     from graft.trainers.plan import Plan
 
-    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+    (model, clip, vae), (steps, batch) = wires, STEPS[name]
+    items, _ = read_folder(graph.picture_folder("graft-examples/shape"))
+    optimizer, tokens, word = Optimizer(AdamW(RATE)), None, "dax"
+    if name.endswith(WORD):
+        word, tokens = WORD, Tokens((Concept(WORD),))
+        items = tuple(
+            dataclasses.replace(i, captions=tuple(c.replace("dax", WORD) for c in i.captions))
+            for i in items
+        )
+        optimizer = dataclasses.replace(
+            optimizer, embedding_lr=WORD_RATE, embedding_stop=0.5, embedding_weight_decay=0.0
+        )
+    with tempfile.TemporaryDirectory() as folder:
         folder_paths.set_output_directory(folder)
-        model, clip, vae = mini.load_mini()
-        items, _ = read_folder(graph.picture_folder("graft-examples/shape"))
-        pictures = Dataset(items, resolution=64, trigger="dax", crops=8)
         request = engine.Request(
             model,
-            pictures,
+            Dataset(items, resolution=64, trigger=word, crops=8),
             vae,
             clip,
             network=LoRA(RANK, ALPHA, "attention"),
             objective=Objective(weight=WEIGHTS.get("min-snr")(), preserve=0.0),
-            optimizer=Optimizer(AdamW(RATE)),
-            plan=Plan(STEPS, batch_size=BATCH, seed=SEED),
-            name="dax begun",
+            optimizer=optimizer,
+            plan=Plan(steps, batch_size=batch, seed=SEED),
+            tokens=tokens,
+            name=name,
         )
-        outcome = engine.train(request)
-    tensors = renamed(model, outcome.lora_model)
-    kept = (
-        "ss_base_model_version",
-        "ss_network_module",
-        "modelspec.architecture",
-        "modelspec.trigger_phrase",
-    )
-    metadata = {
-        key: outcome.adapter.metadata[key] for key in kept if key in outcome.adapter.metadata
-    }
-    PATH.parent.mkdir(parents=True, exist_ok=True)
-    lora_file.write(PATH, tensors, {**metadata, **lora_file.describe(tensors)})
-    print(outcome.report)
-    print(f"wrote {PATH.name}: {len(tensors)} tensors, {PATH.stat().st_size} bytes")
+        return engine.train(request)
 
 
-def renamed(model, tensors):
-    """The tensors under kohya's names, factors in half precision."""
+def halved(model, tensors):
+    """A LoRA's tensors under kohya's names, factors in half precision."""
     import comfy.utils
     import torch
 
@@ -79,6 +105,13 @@ def renamed(model, tensors):
         half = tensor.to(torch.float16) if tensor.ndim else tensor
         made[f"lora_unet_{names[module]}.{end}"] = half
     return made
+
+
+def bundled(tensors):
+    """The new words of an adapter, as they are."""
+    from graft.adapters.tokens import BUNDLE
+
+    return {key: tensor for key, tensor in tensors.items() if key.startswith(BUNDLE)}
 
 
 if __name__ == "__main__":

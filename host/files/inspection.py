@@ -15,13 +15,13 @@ import torch
 from ...adapters.change import block_of
 from ...adapters.file import AdapterFile
 from ...adapters.learned import MODEL, TEXT
+from ...loaders import embedding_file
 from ...loaders.finite import not_finite
 from ...loaders.writing import changes
 from ...loaders.writing import content as contents
 from ...loaders.writing.content import ALPHA, DOWN, Content, Roles
 from ...plain import plain
 from ..drawing.heat_map import Table, heat_map
-from ..text import embeddings
 from . import conversion, result
 from .patched_weights import PatchedWeights
 
@@ -197,7 +197,7 @@ def _order(name: str) -> tuple[int, int, str]:
 
 def _words(file: AdapterFile, content: Content) -> list[str]:
     said = []
-    if words := embeddings.words(content.words):
+    if words := embedding_file.bundled(content.words):
         told = (
             f"{plain(word)} ({', '.join(f'{e} {list(t.shape)}' for e, t in by.items())})"
             for word, by in words.items()

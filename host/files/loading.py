@@ -6,9 +6,9 @@ from typing import Any
 
 from ...adapters.file import AdapterFile
 from ...adapters.learned import TEXT
+from ...loaders import embedding_file
 from ...loaders.source import Source
-from ..text import embeddings
-from ..text.live_texts import with_words
+from ..text import words
 from . import homes, parts, result
 from .strengths import Strengths
 
@@ -37,7 +37,7 @@ def load(
     Raises:
         ValueError: Nothing of it fits, or a pattern of ``strengths`` matches no layer of it.
     """
-    words = embeddings.words(file.tensors)
+    found = embedding_file.bundled(file.tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
     try:
         homes.refuse_other_base(model, shapes)
@@ -46,16 +46,16 @@ def load(
         )
     except ValueError as error:
         raise ValueError(f"'{file.name}': {error}{_missing(clip, file)}") from error
-    if words and clip is None and not report.total:
+    if found and clip is None and not report.total:
         raise ValueError(
-            f"'{file.name}' has nothing but the new words {', '.join(words)}: connect a CLIP."
+            f"'{file.name}' has nothing but the new words {', '.join(found)}: connect a CLIP."
         )
     said = [report.text] if report.total else []
-    if words and clip is not None:
-        patched_clip = with_words(patched_clip, file.tensors)
-        said.append(f"new words: {', '.join(words)}")
-    elif words:
-        said.append(f"The new words {', '.join(words)} need a CLIP, which is not connected")
+    if found and clip is not None:
+        patched_clip, told = words.add(patched_clip, found)
+        said.append(f"new words: {told}")
+    elif found:
+        said.append(f"The new words {', '.join(found)} need a CLIP, which is not connected")
     if not report.complete:
         said.append(_missing(clip, file).strip())
     return patched, patched_clip, f"'{file.name}': {'. '.join(filter(None, said))}"

@@ -110,9 +110,7 @@ def opened(name: str) -> source.Source:
 
 def fingerprint(name: str) -> str:
     """What changes with the file: its path, size and time."""
-    file = path(name)
-    stat = file.stat()
-    return f"{file} {stat.st_size} {stat.st_mtime_ns}"
+    return paths.fingerprint(path(name))
 
 
 def _examples() -> list[str]:

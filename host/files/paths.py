@@ -384,3 +384,9 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def fingerprint(file: Path) -> str:
+    """What changes with a file: its path, size and time."""
+    stat = file.stat()
+    return f"{file} {stat.st_size} {stat.st_mtime_ns}"

@@ -18,9 +18,9 @@ from ...adapters.file import AdapterFile
 from ...adapters.learned import Learned
 from ...adapters.pair import Kept, Pair
 from ...adapters.targets import kind, targets
-from ...loaders import dialects, lora_file
+from ...loaders import dialects, embedding_file, lora_file
 from ..request import Request
-from ..text import embeddings, start_words
+from ..text import start_words
 from . import result
 
 _LISTED = 4
@@ -241,7 +241,11 @@ def describe(file: AdapterFile, model: Any = None) -> str:
     said = [
         f"'{file.name}': {', '.join(filter(None, [f'{len(found.pairs)} layers fit', numbers]))}"
     ]
-    said += [f"new words: {', '.join(words)}"] if (words := embeddings.words(file.tensors)) else []
+    said += (
+        [f"new words: {', '.join(words)}"]
+        if (words := embedding_file.bundled(file.tensors))
+        else []
+    )
     said += [
         f"{len(names)} {what} ({_some(names)})"
         for what, names in (

@@ -12,14 +12,15 @@ import torch
 from ...adapters.file import AdapterFile
 from ...adapters.targets import kind
 from ...adapters.tokens import BUNDLE
+from ...loaders import embedding_file
 from ...loaders.concept_merge import Directions, directions, merge_concepts, residuals
 from .. import graph
 from ..files import result
 from ..files.patched_weights import weight_of
 from ..runs import identity
 from ..runs.stopping import interrupt
-from ..text import conditioning, embeddings
-from ..text.live_texts import with_words
+from ..text import conditioning
+from ..text.words import with_words
 
 _ROOT, _DIFF = "diffusion_model.", ".diff"
 _KINDS = ("photo", "painting", "drawing", "close-up", "picture")
@@ -87,7 +88,7 @@ def merge(
     Raises:
         ValueError: They cannot be merged; says why.
     """
-    words = [sorted(embeddings.words(adapter.tensors)) for adapter in adapters]
+    words = [sorted(embedding_file.bundled(adapter.tensors)) for adapter in adapters]
     texts = _prompts(adapters, words, prompts)
     bundle = _bundle(adapters)
     changes = [_changes(adapter) for adapter in adapters]

@@ -25,7 +25,7 @@ from ..files import paths, result
 from ..model.trainee import trainee
 from ..request import Request, check
 from ..runs.stopping import interrupt
-from ..text.live_texts import with_words
+from ..text.words import with_words
 from .changes import Changes, read
 from .loras import _words as words_of
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from ...adapters.file import AdapterFile
-from ...adapters.tokens import BUNDLE
-from ...loaders import lora_file
+from ...loaders import embedding_file, lora_file
 from ..files import paths
 
 SUFFIX = ".safetensors"
+_TRIGGER = "modelspec.trigger_phrase"
 ALONE = "emb_params"  # what A1111 reads the vectors of a single encoder by; ComfyUI takes the only ones there are
 
 
@@ -28,16 +28,6 @@ def register() -> Path:
     if os.path.realpath(folder) not in known:
         folder_paths.add_model_folder_path("embeddings", str(folder))
     return folder
-
-
-def words(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """The new words that an adapter's tensors bundle: ``[n, width]`` by name and encoder."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in sorted(tensors.items()):
-        if key.startswith(BUNDLE):
-            name, _, encoder = key.removeprefix(BUNDLE).partition(".")
-            found.setdefault(name, {})[encoder] = value
-    return found
 
 
 def save(adapter: AdapterFile, filename: str = "") -> list[Path]:
@@ -55,7 +45,7 @@ def save(adapter: AdapterFile, filename: str = "") -> list[Path]:
         ValueError: The adapter has no new words, or the name cannot be a file's.
         OSError: The disk is full, or the folder cannot be written.
     """
-    found = words(adapter.tensors)
+    found = embedding_file.bundled(adapter.tensors)
     if not found:
         raise ValueError(
             f"'{adapter.name}' has no new words to save: connect a Concept Token to tokens of the training node, or "
@@ -66,14 +56,17 @@ def save(adapter: AdapterFile, filename: str = "") -> list[Path]:
     for name, by_encoder in found.items():
         several = f"{filename}_{name}" if len(found) > 1 else filename
         stem = paths.safe_name(several.removesuffix(SUFFIX) if filename else name, "filename")
-        saved.append(_write(folder, stem, by_encoder, adapter.metadata))
+        metadata = {**adapter.metadata, _TRIGGER: name}
+        saved.append(_write(folder, stem, by_encoder, metadata))
     return saved
 
 
 def _write(
     folder: Path, stem: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> Path:
-    named = {key: value for key, value in metadata.items() if key.startswith("graft.")}
+    named = {
+        key: value for key, value in metadata.items() if key == _TRIGGER or key.startswith("graft.")
+    }
     if len(tensors) == 1:
         tensors = dict(zip((ALONE,), tensors.values(), strict=True))
     return paths.write_once(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts that change while they are trained: encoded anew in every step, with gradients to the new words."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,6 @@ from ...adapters import Network
 from ...adapters.attach import Attached
 from ...adapters.tokens import Tokens, TokenVectors
 from ..model.trainee import Trainee
-from . import embeddings
 from . import tokens as host_tokens
 from .conditioning import Conditioner, Encoded
 from .text_trainee import TextTrainee, text_trainee
@@ -99,18 +98,3 @@ def _unread(attached: Attached, live: LiveTexts, conditioner: Conditioner) -> li
 
 def _has_history(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.requires_grad
-
-
-def with_words(clip: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """The CLIP with the new words that ``tensors`` bundles; the same CLIP where there are none.
-
-    Args:
-        clip: A CLIP; it is not changed.
-        tensors: Of an adapter, by key.
-    """
-    with torch.inference_mode(False):
-        words = {
-            name: {encoder: vectors.detach().clone() for encoder, vectors in found.items()}
-            for name, found in embeddings.words(tensors).items()
-        }
-    return host_tokens.bind(clip, words) if words else clip

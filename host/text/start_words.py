@@ -7,8 +7,8 @@ import torch
 
 from ...adapters.file import AdapterFile
 from ...adapters.tokens import Tokens, TokenVectors
+from ...loaders.embedding_file import bundled
 from ...plain import plain
-from .embeddings import words
 
 Words = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -23,7 +23,7 @@ def choose(file: AdapterFile, tokens: Tokens | None) -> tuple[Words, list[str]]:
     Returns:
         Vectors by the word and the encoder, and what the user should know.
     """
-    found, wanted = words(file.tensors), tokens.names if tokens else ()
+    found, wanted = bundled(file.tensors), tokens.names if tokens else ()
     left = [name for name in found if name not in wanted]
     notes = []
     if left:

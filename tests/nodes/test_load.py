@@ -128,7 +128,7 @@ def test_without_a_clip_its_parts_are_named(load):
     with pytest.raises(ValueError, match="'mine': None of the 2 .* Connect a CLIP"):
         load(model, adapter=AdapterFile(text, {}, "mine"))
     patched, bound, report = load(model, clip=clip, adapter=AdapterFile(words, {}, "mine"))
-    assert report == "'mine': new words: zork" and bound is not clip
+    assert report == "'mine': new words: zork (1 vector in clip_g and clip_l)" and bound is not clip
 
 
 def test_strengths_act_on_their_blocks_alone(load):

@@ -166,6 +166,34 @@ def test_clip_out_knows_the_word_and_the_file_gives_the_same(wires, output):
     assert not torch.equal(got[0], encoded(clip, "a (TOK:1.2) on a table")[0])
 
 
+def test_load_pivotal_gives_what_the_training_handed_over(wires, output):
+    """One file and two: the prompt that was trained is encoded alike, and the weights are the same."""
+    from graft.adapters.lora import LoRA
+    from graft.host.files import lora_files, patched_weights, paths, pivotal, result
+    from graft.host.files.strengths import WHOLE
+    from graft.host.text import embeddings
+    from tests.host.text.test_tokens import encoded
+
+    made = train(wires, network=LoRA(rank=2, blocks="attention"))
+    bundle = result.save_lora(paths.loras_folder() / "bundle.safetensors", made.adapter)
+    layers = dataclasses.replace(made.adapter, tensors=made.lora_model)
+    result.save_lora(paths.loras_folder() / "layers.safetensors", layers)
+    (word,) = embeddings.save(made.adapter, "other name")
+    model, clip = wires["sdxl"], wires["clip_sdxl"]
+    text = "a TOK on a red background"
+    want = encoded(made.clip, text)
+    for lora, file in ((bundle.name, None), ("layers.safetensors", word)):
+        with torch.inference_mode():
+            loaded = pivotal.load(model, clip, lora_files.load_any(lora), file, "", WHOLE)
+        assert loaded.trigger == "TOK"
+        assert all(map(torch.equal, encoded(loaded.clip, text), want))
+        assert set(loaded.model.patches) == set(made.model.patches) != set()
+        for key in made.model.patches:
+            one, two = (patched_weights.weight_of(m, key) for m in (loaded.model, made.model))
+            assert torch.equal(one, two), key
+    assert not torch.equal(encoded(clip, text)[0], want[0])
+
+
 def test_preserving_takes_the_word_out(wires):
     from graft.trainers.objectives import Objective
 
