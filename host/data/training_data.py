@@ -235,7 +235,8 @@ class TrainingData:
 
     def _cond(self, views: Sequence[View], texts: Sequence[str]) -> object:
         live = self._live
-        now = {t: live.encode(t) for t in dict.fromkeys(texts) if live.is_live(t)} if live else {}
+        changing = [t for t in dict.fromkeys(texts) if live.is_live(t)] if live else []
+        now = live.encode(changing) if live and changing else {}
         return self._conditioner.batch(
             [
                 self._made(view, now[text]) if text in now else self._input(view, text)

@@ -122,7 +122,7 @@ def _now(prompts: preview.Prompts, settings: Preview, live: LiveTexts | None) ->
         return prompts
 
     def now(text: str, encoded: list[Any]) -> list[Any]:
-        return live.encode(text).conditioning() if live.is_live(text) else encoded
+        return live.encode([text])[text].conditioning() if live.is_live(text) else encoded
 
     with torch.no_grad():
         pairs = zip(settings.prompts, prompts.positive, strict=True)

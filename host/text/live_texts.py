@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts that change while they are trained: encoded anew in every step, with gradients to the new words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,9 +35,9 @@ class LiveTexts:
         named = self.vectors is not None and self.vectors.tokens.found(text)
         return self.network is not None or bool(named)
 
-    def encode(self, text: str) -> Encoded:
-        """Encode a prompt as encoders and words are now, with gradients to them where gradients are on."""
-        return self._trained.encode(text, self.vectors.vectors if self.vectors else {})
+    def encode(self, texts: Sequence[str]) -> dict[str, Encoded]:
+        """Encode prompts as encoders and words are now, with gradients to them where gradients are on."""
+        return self._trained.encode(texts, self.vectors.vectors if self.vectors else {})
 
     def reload(self) -> None:
         """Load the encoders again, after something else may have evicted them."""
@@ -88,7 +88,7 @@ def live_texts(
 
 def _unread(attached: Attached, live: LiveTexts, conditioner: Conditioner) -> list[str]:
     """Layers that the model does not see the effect of: those after the layer that texts are taken from, say."""
-    item = conditioner.per_item(live.encode("a"), width=512, height=512)
+    item = conditioner.per_item(live.encode(["a"])["a"], width=512, height=512)
     seen = [c.cond.float().sum() for c in item.conds.values() if _has_history(c.cond)]
     parameters = attached.parameters()
     gradients = torch.autograd.grad(sum(seen), list(parameters.values()), allow_unused=True)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..memory.residence import forget, give_back, own_weights
 from ..model.lending import forwards_of, is_dynamic, on_exit, reload_all, unload
 from . import tokens
 from .conditioning import Encoded
+from .together import encode_each
 
 
 class TextTrainee:
@@ -46,27 +47,32 @@ class TextTrainee:
         for p in self.model.parameters():
             p.requires_grad_(False)
 
-    def encode(self, text: str, vectors: Mapping[str, Mapping[str, torch.Tensor]]) -> Encoded:
-        """Encode one prompt as the CLIPTextEncode node does, with gradients to what has them.
+    def encode(
+        self, texts: Sequence[str], vectors: Mapping[str, Mapping[str, torch.Tensor]]
+    ) -> dict[str, Encoded]:
+        """Encode prompts as the CLIPTextEncode node does, with gradients to what has them.
 
         Args:
-            text: The prompt; brackets are weights.
+            texts: The prompts, each another; brackets are weights.
             vectors: New words ``[n, width]``, by name and encoder.
 
         Returns:
-            Its encoding in fp32, where the encoders left it.
+            Their encodings in fp32, where the encoders left them.
         """
         bound = tokens.bind(self.clip, vectors) if vectors else self.clip
-        given = bound.tokenize(text)
         model: Any = self.model
         model.reset_clip_options()
         if self.clip.layer_idx is not None:
             model.set_clip_options({"layer": self.clip.layer_idx})
         model.set_clip_options({"execution_device": self.device})
         # The CLIP's own call would let the host move models about in every step.
-        found = model.encode_token_weights(given)
-        extras = {"pooled_output": found[1]} | (found[2] if len(found) > 2 else {})
-        return Encoded(found[0].float(), extras)
+        found = encode_each(model, [bound.tokenize(text) for text in texts])
+        return dict(zip(texts, map(_encoded, found), strict=True))
+
+
+def _encoded(found: tuple[Any, ...]) -> Encoded:
+    extras = {"pooled_output": found[1]} | (found[2] if len(found) > 2 else {})
+    return Encoded(found[0].float(), extras)
 
 
 @contextmanager

@@ -41,13 +41,18 @@ class Encoder:
     @property
     def is_trainable(self) -> bool:
         """Whether new words of it can be learned."""
-        return any(type(m).__name__ == LAYER for m in self.model.modules())
+        return is_clip(self.model)
 
     @property
     def table(self) -> torch.Tensor:
         """Vectors of its words ``[vocabulary, width]``."""
         weight: torch.Tensor = self.model.transformer.get_input_embeddings().weight
         return weight
+
+
+def is_clip(model: Any) -> bool:
+    """Whether an encoder is a CLIP, and not T5 or a language model."""
+    return any(type(m).__name__ == LAYER for m in model.modules())
 
 
 def encoders(clip: Any) -> dict[str, Encoder]:

@@ -124,7 +124,7 @@ def test_training_encodes_what_the_host_encodes(clip, text):
     words = vectors()
     want = encoded(tokens.bind(clip, words), text)
     with text_trainee(clip) as trained:
-        got = trained.encode(text, words)
+        got = trained.encode([text], words)[text]
     assert torch.equal(got.text, want[0])
     assert torch.equal(got.extras["pooled_output"], want[1])
 
@@ -135,7 +135,8 @@ def test_a_gradient_reaches_every_row_and_nothing_else(clip):
     words = vectors(3)
     every = [v.requires_grad_() for by_key in words.values() for v in by_key.values()]
     with text_trainee(clip) as trained:
-        made = trained.encode("a photo of (TOK:1.2), red", words)
+        text = "a photo of (TOK:1.2), red"
+        made = trained.encode([text], words)[text]
         (made.text.square().sum() + made.extras["pooled_output"].square().sum()).backward()
         assert all(p.grad is None for p in trained.model.parameters())
     for v in every:
@@ -150,7 +151,8 @@ def test_the_gradient_is_the_difference_quotient(clip):
     towards = torch.randn(one.shape, generator=torch.Generator().manual_seed(5))
 
     def value(trained):
-        return trained.encode("a (TOK:1.3) b", words).text.double().sin().sum()
+        text = "a (TOK:1.3) b"
+        return trained.encode([text], words)[text].text.double().sin().sum()
 
     with text_trainee(clip) as trained:
         value(trained).backward()
@@ -170,7 +172,7 @@ def test_the_clip_is_afterwards_as_it_was(clip):
     before = encoded(clip, "a red cat")
     kept = {name: (p, p.requires_grad) for name, p in clip.cond_stage_model.named_parameters()}
     with pytest.raises(ZeroDivisionError), text_trainee(clip) as trained:
-        trained.encode("a cat", {})
+        trained.encode(["a cat"], {})
         raise ZeroDivisionError
     assert all("forward" not in m.__dict__ for m in clip.cond_stage_model.modules())
     for name, p in clip.cond_stage_model.named_parameters():
