@@ -108,9 +108,20 @@ def measure(jobs: int, names: Sequence[str]) -> None:
     at_once(jobs, [functools.partial(best_rate, name) for name in networks])
     cases: list[tuple[Any, ...]] = []
     for seed in SEEDS:
-        cases += [("run", n, s, seed) for n in networks for s in VARIANTS[n].sizes]
+        cases += [("run", n, s, seed) for n in networks for s in _different(n)]
         cases += [("word", n, seed) for n in names if n in WORD_RATE]
     CASES.measure(cases, jobs)
+
+
+def _different(name: str) -> tuple[str, ...]:
+    """Its sizes, but one that is no other network."""
+    by_rank = CASES.known().get(f"size {name} {BY_RANK}")
+    variant = VARIANTS[name]
+    return tuple(
+        by
+        for by in variant.sizes
+        if by == BY_RANK or variant.at_count or CASES.known()[f"size {name} {by}"] != by_rank
+    )
 
 
 def best_rate(name: str) -> float:
@@ -286,9 +297,10 @@ def tables(known: dict[str, dict[str, Any]]) -> list[str]:
     ]
     for name, variant in VARIANTS.items():
         for by in variant.sizes:
-            cases = _cases(known, f"run {name} {by}")
+            of = known.get(f"size {name} {by}", {})
+            is_same = not variant.at_count and of == known.get(f"size {name} {BY_RANK}")
+            cases = _cases(known, f"run {name} {BY_RANK if is_same else by}")
             if cases:
-                of = known[f"size {name} {by}"]
                 at = f"{of['rank']} | {of['parameters']:,} | {_rate(known, name):g}"
                 lines.append(f"| {variant.title} | {by} | {at} | {_row(cases)} |")
     lines += ["", f"| what learns | {heads} | seeds |", "|---|---:|---:|---:|---:|---:|"]
