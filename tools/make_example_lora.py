@@ -14,10 +14,14 @@ import tempfile
 
 from tests.host import inprocess
 
-RANK, ALPHA, RATE, SEED = 4, 2.0, 2e-3, 1
+RANK, SEED = 4, 1
 FOLDER = inprocess.ROOT / "assets" / "loras"
 WORD, WORD_RATE = "TOK", 3e-3
-STEPS = {"dax begun": (120, 8), f"dax as {WORD}": (300, 12)}  # and pictures a step
+# Steps, pictures a step, alpha, learning rate and layers.
+EXAMPLES = {
+    "dax begun": (120, 8, 2.0, 2e-3, "attention"),
+    f"dax as {WORD}": (400, 12, 4.0, 3e-3, "all"),
+}
 _KEPT = (
     "ss_base_model_version",
     "ss_network_module",
@@ -35,7 +39,7 @@ def main() -> None:
     from graft.loaders import lora_file
 
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name in sys.argv[1:] or STEPS:
+    for name in sys.argv[1:] or EXAMPLES:
         with torch.inference_mode():
             wires = mini.load_mini()
             outcome = trained(name, wires)
@@ -60,9 +64,9 @@ def trained(name, wires):
     from graft.trainers.optimizers.adamw import AdamW
     from graft.trainers.plan import Plan
 
-    (model, clip, vae), (steps, batch) = wires, STEPS[name]
+    (model, clip, vae), (steps, batch, alpha, rate, blocks) = wires, EXAMPLES[name]
     items, _ = read_folder(graph.picture_folder("graft-examples/shape"))
-    optimizer, tokens, word = Optimizer(AdamW(RATE)), None, "dax"
+    optimizer, tokens, word = Optimizer(AdamW(rate)), None, "dax"
     if name.endswith(WORD):
         word, tokens = WORD, Tokens((Concept(WORD),))
         items = tuple(
@@ -79,7 +83,7 @@ def trained(name, wires):
             Dataset(items, resolution=64, trigger=word, crops=8),
             vae,
             clip,
-            network=LoRA(RANK, ALPHA, "attention"),
+            network=LoRA(RANK, alpha, blocks),
             objective=Objective(weight=WEIGHTS.get("min-snr")(), preserve=0.0),
             optimizer=optimizer,
             plan=Plan(steps, batch_size=batch, seed=SEED),
