@@ -18,7 +18,7 @@ from ...adapters.tokens import BUNDLE
 from ...loaders import lora_file, renaming
 from ...plain import percent
 from ..model import bottlenecks
-from . import dora, fitting_shapes, homes, paths
+from . import dora, fitting_shapes, homes, oft, paths
 from .relative_change import relative_change
 from .strengths import WHOLE, Strengths
 
@@ -181,9 +181,9 @@ def _fitting(
     weights: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None,
 ) -> dict[Any, Any]:
-    """The patches of the right shape, a DoRA's by our own code where the file's metadata are known."""
+    """The patches of the right shape; where the file's metadata are known, rotations and DoRA by our own code."""
     fitting = {at: one for at, one in loaded.items() if fitting_shapes.fits(one, at, weights)}
-    return fitting if metadata is None else dora.exact(fitting, metadata)
+    return fitting if metadata is None else dora.exact(oft.exact(fitting), metadata)
 
 
 def _lost(
