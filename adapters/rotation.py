@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotations of OFT and BOFT at any strength: R^s, which turns by s times the angles of R.
 
-R = (I + Q) (I - Q)^-1 (Cayley). Where Q has the eigenvalues i q, R has e^(2 i arctan q), and R^s = e^(2 i s arctan q) in
-the same planes. So every strength is a rotation, -1 undoes 1, and a half twice is the whole. kohya and LyCORIS have
+R = (I + Q) (I - Q)^-1 (Cayley). Where Q has the eigenvalues i q, R has e^(2 i arctan q), and R^s has e^(2 i s arctan q)
+in the same planes. So every strength is a rotation, -1 undoes 1, and a half twice is the whole. kohya and LyCORIS have
 I + s (R - I) instead, which is the same at 0 and 1; between them a vector v becomes shorter, and beyond longer:
 |v|^2 - s (1 - s) |(R - I) v|^2.
 """

@@ -15,6 +15,7 @@ from ...adapters.pair import Kept
 from ...loaders.writing import changes
 from ...loaders.writing.changes import Wish
 from .. import graph
+from ..model.limits import refuse_limited
 from ..runs.stopping import interrupt
 from . import result
 from .patched_weights import PatchedWeights
@@ -57,6 +58,8 @@ def extract(
     Raises:
         ValueError: The MODELs are of another kind, or the same.
     """
+    for model in (base, tuned):
+        refuse_limited(model, "which is none of its weights")
     before, after = PatchedWeights(base), PatchedWeights(tuned)
     _check(base, tuned, before, after)
     found, names = _Found(), before.names
