@@ -312,6 +312,42 @@ def test_a_part_of_a_fused_weight(host):
     close(drawn(put(wire, tensors, end=0.9)[0], "flux"), expected, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["lora", "dora", "bottleneck"])
+def test_a_model_in_half_precision(host, name):
+    """bf16 has 8 bits: the merged weight is rounded, the hooked one is not, and both are near to fp32."""
+    exact = tiny.model("sdxl")
+    tensors = network(exact, name)
+    expected = drawn(put(exact, tensors)[0], "sdxl")
+    half = tiny.model("sdxl", dtype=torch.bfloat16)
+    for limits in ({}, {"end": 0.9}, {"mask": torch.ones(1, 8, 8)}):
+        close(drawn(put(half, tensors, **limits)[0], "sdxl").float(), expected, 5e-2)
+
+
+def test_while_weights_are_offloaded(host):
+    """The hooks never touch a weight: a model of which a part is on the CPU only samples the same."""
+    wire = tiny.model("sdxl")
+    ranged = put(put(wire, lora(wire, seed=1))[0], network(wire, "dora"), mask=torch.ones(1, 8, 8))[
+        0
+    ]
+    expected = drawn(ranged, "sdxl")
+    with torch.inference_mode():
+        ranged.partially_unload(ranged.offload_device, ranged.model_size() // 2)
+    assert torch.equal(drawn(ranged, "sdxl"), expected)
+    drawn(wire, "sdxl")
+    assert hooks(wire) == 0
+
+
+def test_what_was_never_computed_is_said(model, caplog):
+    name = "output_blocks.0.1.proj_in"
+    wire = put(model, lora(model, [name, "input_blocks.0.0"]), end=0.9)[0]
+    (hooked,) = (group[0].inject.__self__ for group in wire.injections.values())
+    drawn(wire, "sdxl")
+    assert not caplog.records
+    hooked._seen = {"input_blocks.0.0"}  # as where a host computes the other without its forward
+    hooked.release(wire)
+    assert "1 of 2 layers of an adapter" in caplog.text and name in caplog.text
+
+
 def test_what_has_no_place_in_the_picture_is_said(model):
     tensors = lora(model, ["time_embed.0", "output_blocks.0.1.proj_in"])
     patched, said = put(model, tensors, mask=torch.ones(1, 8, 8))
