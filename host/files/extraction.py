@@ -58,8 +58,6 @@ def extract(
     Raises:
         ValueError: The MODELs are of another kind, or the same.
     """
-    for model in (base, tuned):
-        refuse_limited(model, "which is none of its weights")
     before, after = PatchedWeights(base), PatchedWeights(tuned)
     _check(base, tuned, before, after)
     found, names = _Found(), before.names
@@ -88,6 +86,8 @@ def extract(
 
 
 def _check(base: Any, tuned: Any, before: PatchedWeights, after: PatchedWeights) -> None:
+    for model in (base, tuned):
+        refuse_limited(model, "which is none of its weights")
     kinds = [type(one.model.model_config).__name__ for one in (base, tuned)]
     others = sorted(set(before.names) ^ set(after.names))
     if others:
