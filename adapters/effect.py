@@ -28,17 +28,18 @@ class Effect:
         self, apply: Callable[..., torch.Tensor], tensors: tuple[torch.Tensor, ...]
     ) -> None:
         self.apply, self.tensors = apply, tensors
-        self._here: tuple[torch.Tensor, ...] = ()
+        self._here: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, ...]] = {}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """What is added to the output, of the input ``[..., in]`` or ``[B, in, *size]``."""
-        if not self._here or (self._here[0].device, self._here[0].dtype) != (x.device, x.dtype):
-            self._here = tuple(tensor.to(x.device, x.dtype) for tensor in self.tensors)
-        return self.apply(x, *self._here)
+        at = (x.device, x.dtype)
+        if at not in self._here:
+            self._here[at] = tuple(tensor.to(*at) for tensor in self.tensors)
+        return self.apply(x, *self._here[at])
 
     def release(self) -> None:
         """Give up the copies where the layer is computed."""
-        self._here = ()
+        self._here.clear()
 
 
 def low_rank(

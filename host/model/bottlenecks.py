@@ -111,7 +111,7 @@ class Injected(injection.Injected):
         removers: injection.Removers = []
         is_on: Callable[[], bool] = _always
         if not self.limits.are_none:
-            removers, is_on = self.gate.install(patcher), self.gate.asked
+            removers, is_on = self.gate.install(patcher), self.gate.is_on
         mask = self.gate.picture
         places: set[picture.Place] = set()
         for name, layer in self._installed.items():

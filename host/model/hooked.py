@@ -89,7 +89,7 @@ class Hooked(Injected):
 
     def _plain(self, name: str, effects: list[Effect]) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor | None:
-            if not self._gate.is_on:
+            if not self._gate.is_on():
                 return None
             self._seen.add(name)
             for one in effects:
@@ -102,7 +102,7 @@ class Hooked(Injected):
     def _masked(self, name: str, place: picture.Place, effects: list[Effect]) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor | None:
             mask = self._gate.picture
-            if not self._gate.is_on or mask is None or mask.texts is None:
+            if not self._gate.is_on() or mask is None or mask.texts is None:
                 return None
             self._seen.add(name)
             if place.kind == picture.TEXT:
@@ -136,7 +136,7 @@ def add(hooks: Injected, patched: Any, gate: Gate, told: str) -> None:
     count = sum(str(key).startswith(MARK) for key in patched.injections)
     key = f"{MARK} {count} {hashlib.sha256(told.encode()).hexdigest()[:16]}"
     if gate.picture is not None:
-        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, gate.picture.watch)
+        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, gate.picture.watcher())
     hooks.add_to(patched, key)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,12 @@ class Limits:
         return f"because of {' and '.join(parts)}" if parts else ""
 
 
+class _Now(threading.local):
+    """What counts in this thread: the host computes parts of a step on several devices at once."""
+
+    is_on = False
+
+
 class Gate:
     """Whether limited hooks count in a forward of the model.
 
@@ -69,18 +76,17 @@ class Gate:
         limits: What limits them.
 
     Attributes:
-        is_on: Whether they count now.
         picture: Where the mask is; None without one.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.is_on = False
+        self._now = _Now()
         self.picture = None if limits.mask is None else Picture(limits.mask)
 
-    def asked(self) -> bool:
+    def is_on(self) -> bool:
         """Whether they count now."""
-        return self.is_on
+        return self._now.is_on
 
     def install(self, patcher: Any) -> Removers:
         """Look at the noise level of every forward from here on.
@@ -103,13 +109,13 @@ class Gate:
             if sigma is None and limits.has_range:
                 sigma = sampling.sigma(args[1])
             level = 0.0 if sigma is None else float(sigma.flatten()[0])
-            self.is_on = not limits.has_range or low <= level <= high
-            if not self.is_on or self.picture is None:
+            self._now.is_on = not limits.has_range or low <= level <= high
+            if not self._now.is_on or self.picture is None:
                 return None
             return args, {**kwargs, "transformer_options": self.picture.begin(args[0], options)}
 
         def end(*_: Any) -> None:
-            self.is_on = False
+            self._now.is_on = False
             if self.picture is not None:
                 self.picture.end()
 

@@ -8,6 +8,7 @@ of both. A residual block's time embedding is added at every place. The embeddin
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,15 @@ def refuse_other_than_unet(model: Any) -> None:
         )
 
 
+class _Forward(threading.local):
+    """What is known within one forward, of which the host may have several at once on as many devices."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, Size] = {}
+        self.batch, self.parts = 1, 1
+        self.texts: Texts | None = None
+
+
 class Picture:
     """The mask in one forward of a UNet.
 
@@ -90,18 +100,25 @@ class Picture:
             plain = mask.detach().to("cpu", torch.float32, copy=True)
         self.mask = plain.reshape(-1, 1, *plain.shape[-2:])
         self._whole: Size | None = None
-        self._sizes: dict[str, Size] = {}
         self._grids: dict[Any, torch.Tensor] = {}
-        self._batch, self._parts = 1, 1
-        self.texts: Texts | None = None
+        self._now = _Forward()
 
-    def watch(self, executor: Any, model: Any, conds: Any, x: torch.Tensor, *more: Any) -> Any:
+    @property
+    def texts(self) -> Texts | None:
+        """Changes of keys and values of the text; None outside of a forward."""
+        return self._now.texts
+
+    def watcher(self) -> Callable[..., Any]:
         """A wrapper of the host's: notes how large the whole picture is, as a prompt may have an area of it."""
-        self._whole = (int(x.shape[-2]), int(x.shape[-1]))
-        try:
-            return executor(model, conds, x, *more)
-        finally:
-            self._whole = None
+
+        def watch(executor: Any, model: Any, conds: Any, x: torch.Tensor, *more: Any) -> Any:
+            self._whole = (int(x.shape[-2]), int(x.shape[-1]))
+            try:
+                return executor(model, conds, x, *more)
+            finally:
+                self._whole = None
+
+        return watch
 
     def install(self, root: nn.Module, places: set[Place]) -> list[Callable[[], None]]:
         """Note from here on how large the grids are that blocks get; returns what ends it."""
@@ -131,15 +148,16 @@ class Picture:
                 f"{size[0]} of {self._whole[1]} x {self._whole[0]} latent pixels): an area of a prompt, or a tile. Use "
                 "Conditioning (Set Mask) in the place of areas, or disconnect the mask of Load Adapter."
             )
-        self._sizes.clear()
-        self._batch, self._parts = len(x), max(1, len(options.get("cond_or_uncond", ())))
+        self._now.sizes.clear()
+        self._now.batch = len(x)
+        self._now.parts = max(1, len(options.get("cond_or_uncond", ())))
         texts = options.get(_SHARED) or Texts(options.get(_OVERRIDE))
-        self.texts = texts
+        self._now.texts = texts
         return {**options, _SHARED: texts, _OVERRIDE: texts.attend}
 
     def end(self) -> None:
         """End a forward."""
-        self.texts = None
+        self._now.texts = None
 
     def release(self) -> None:
         """Give the device's memory back."""
@@ -156,7 +174,7 @@ class Picture:
         if place.kind == GRID:
             return change * self._grid((like.shape[-2], like.shape[-1]), like)
         if place.kind == EMBEDDING:
-            return change[..., None, None] * self._grid(self._sizes[place.block], like)
+            return change[..., None, None] * self._grid(self._now.sizes[place.block], like)
         return change * self.tokens(place, like)
 
     def tokens(self, place: Place, like: torch.Tensor) -> torch.Tensor:
@@ -169,7 +187,7 @@ class Picture:
         Raises:
             RuntimeError: The tokens are not those of the picture.
         """
-        height, width = self._sizes[place.block]
+        height, width = self._now.sizes[place.block]
         if like.ndim != 3 or like.shape[1] != height * width:
             raise RuntimeError(
                 f"The mask of an adapter has {height} x {width} places in {place.block}, but the shape there is "
@@ -180,19 +198,19 @@ class Picture:
 
     def _noting(self, block: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            self._sizes[block] = (int(args[0].shape[-2]), int(args[0].shape[-1]))
+            self._now.sizes[block] = (int(args[0].shape[-2]), int(args[0].shape[-1]))
 
         return hook
 
     def _grid(self, size: Size, like: torch.Tensor) -> torch.Tensor:
         """The mask ``[B or 1, 1, height, width]``; every entry is the mean of what it covers."""
-        count = 1 if len(self.mask) == 1 else self._batch
-        key = (*size, count, self._parts, like.device, like.dtype)
+        count = 1 if len(self.mask) == 1 else self._now.batch
+        key = (*size, count, self._now.parts, like.device, like.dtype)
         if key not in self._grids:
             grids = F.adaptive_avg_pool2d(self.mask, size)
             if count > 1:
-                each = [i % len(grids) for i in range(count // self._parts)]
-                grids = grids[each].repeat(self._parts, 1, 1, 1)
+                each = [i % len(grids) for i in range(count // self._now.parts)]
+                grids = grids[each].repeat(self._now.parts, 1, 1, 1)
             self._grids[key] = grids.to(like.device, like.dtype)
         return self._grids[key]
 

@@ -131,7 +131,7 @@ def test_a_mask_of_ones_is_the_merged_model_and_one_of_zeros_the_base(model, nam
     assert torch.equal(drawn(model, "sdxl"), plain) and hooks(model) == 0
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["lora", "dora", "oft", "full", "bottleneck"])
 def test_a_range_of_all_steps_is_the_merged_model_and_one_of_none_the_base(model, name):
     tensors = network(model, name)
     plain, merged = drawn(model, "sdxl"), drawn(put(model, tensors)[0], "sdxl")
@@ -426,3 +426,42 @@ def test_the_graphs_own_attention_is_used(model):
     assert (
         len(calls) > 2 * without > 0
     )  # two layers' attention is computed twice in each of the steps
+
+
+def test_forwards_at_once_have_a_gate_each(model):
+    """As on several devices: one at noise level 9, outside of the range, begins and ends while one at 1 is computed."""
+    import threading
+    from types import SimpleNamespace
+
+    from graft.host.model.limits import Gate, Limits
+
+    gate, found = Gate(Limits(start=0.5)), []
+    started, ended = threading.Event(), threading.Event()
+
+    class Network(torch.nn.Module):
+        def forward(self, x, transformer_options):
+            if x == "low":
+                started.set()
+                assert ended.wait(10)
+            found.append((x, gate.is_on()))
+
+    network = Network()
+    levels = SimpleNamespace(percent_to_sigma=lambda share: {0.5: 5.0}[share])
+    patcher = SimpleNamespace(
+        model=SimpleNamespace(diffusion_model=network), get_model_object=lambda name: levels
+    )
+    removers = gate.install(patcher)
+
+    def run(x, sigma):
+        network(x, transformer_options={"sigmas": torch.tensor([sigma])})
+
+    thread = threading.Thread(target=run, args=("low", 1.0))
+    thread.start()
+    assert started.wait(10)
+    run("high", 9.0)
+    ended.set()
+    thread.join(10)
+    assert found == [("high", False), ("low", True)] and not gate.is_on()
+    for remove in removers:
+        remove()
+    assert not network._forward_pre_hooks and not network._forward_hooks
