@@ -57,12 +57,24 @@ class BoftLayer(OftLayer):
 
     def change(self, values: torch.Tensor) -> torch.Tensor:
         """``B_m ... B_1 - I`` of ``values`` ``[..., out]``."""
-        turns = self.turn().to(values.dtype)
-        half, turned = turns.shape[-1] // 2, values
-        for i, turn in enumerate(turns):
-            apart = 2**i * half
-            mixed = turned.unflatten(-1, (-1, 2, apart)).mT.flatten(-3)
-            parts = mixed.unflatten(-1, turn.shape[:2])
-            mixed = torch.einsum("kij,...kj->...ki", turn, parts).flatten(-2)
-            turned = turned + mixed.unflatten(-1, (-1, apart, 2)).mT.flatten(-3)
-        return turned - values
+        return change(self.turn().to(values.dtype), values)
+
+
+def change(turns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``B_m ... B_1 - I`` of values.
+
+    Args:
+        turns: ``R - I`` of every block, ``[factors, count, size, size]``.
+        values: ``[..., out]``.
+
+    Returns:
+        ``[..., out]``.
+    """
+    half, turned = turns.shape[-1] // 2, values
+    for i, turn in enumerate(turns):
+        apart = 2**i * half
+        mixed = turned.unflatten(-1, (-1, 2, apart)).mT.flatten(-3)
+        parts = mixed.unflatten(-1, turn.shape[:2])
+        mixed = torch.einsum("kij,...kj->...ki", turn, parts).flatten(-2)
+        turned = turned + mixed.unflatten(-1, (-1, apart, 2)).mT.flatten(-3)
+    return turned - values

@@ -167,12 +167,14 @@ class BottleneckLayer(Layer):
 
     Attributes:
         strength: What they add is multiplied by this beside their own scale.
+        placed: What is added of what they would add; all of it where it is None.
     """
 
     def __init__(self, parts: Mapping[Pair, Part]) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({"-".join(pair): part for pair, part in parts.items()})
         self.strength = 1.0
+        self.placed: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def pairs(self) -> dict[Pair, Part]:
@@ -189,7 +191,8 @@ class BottleneckLayer(Layer):
 
         def added(pair: Pair, h: torch.Tensor) -> torch.Tensor:
             change = self.whole(pairs[pair](h))
-            return change if self.strength == 1.0 else self.strength * change
+            change = change if self.strength == 1.0 else self.strength * change
+            return change if self.placed is None else self.placed(change)
 
         is_residual = positions.block_kind(module) == positions.RESIDUAL
         flow = (ResidualFlow if is_residual else TransformerFlow)(pairs, added, is_on)

@@ -3,7 +3,7 @@
 
 R = (I + Q) (I - Q)^-1 with Q = B - B^T (Cayley), one block for every ``size`` rows, as kohya, LyCORIS and ComfyUI have
 it. As R turns outputs, it is applied to what the module puts out, without its bias, and no weight is made.
-ComfyUI's loader is exact at strength 1; at strength s it has s^2 (R^T - I) W0.
+ComfyUI's loader is exact at strength 1; at strength s it has s^2 (R^T - I) W0. Load Adapter turns by s times the angle.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from . import NETWORKS
 from .base import Layer
 from .form import Form
 from .lora import check_alpha
+from .rotation import cayley, skew
 from .settings import Settings
 from .weight import bias, readable
 
@@ -74,13 +75,7 @@ class OftLayer(Layer):
 
     def turn(self) -> torch.Tensor:
         """``R - I = 2 Q (I - Q)^-1`` of every block, fp32: no difference of near numbers."""
-        q = self.blocks - self.blocks.mT
-        if self.constraint:
-            norm = torch.linalg.vector_norm(q) + 1e-8
-            q = q * (self.constraint / norm).clamp(max=1.0)
-        unit = torch.eye(q.shape[-1], device=q.device)
-        turned: torch.Tensor = torch.linalg.solve(unit - q, 2 * q, left=False)
-        return turned
+        return cayley(skew(self.blocks, self.constraint))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """``y`` plus what turning it without the bias changes, in the dtype of ``y``."""
@@ -92,9 +87,7 @@ class OftLayer(Layer):
 
     def change(self, values: torch.Tensor) -> torch.Tensor:
         """``(R^T - I)`` of ``values`` ``[..., out]``."""
-        turn = self.turn().to(values.dtype)
-        parts = values.unflatten(-1, turn.shape[:2])
-        return torch.einsum("knm,...kn->...km", turn, parts).flatten(-2)
+        return change(self.turn().to(values.dtype), values)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """``oft_blocks`` and ``alpha``, the names of LyCORIS and ComfyUI."""
@@ -113,3 +106,17 @@ class OftLayer(Layer):
         with torch.no_grad():
             columns = weight.to(self.blocks).flatten(1).T
             return float(torch.linalg.vector_norm(self.change(columns)))
+
+
+def change(turns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``(R^T - I)`` of values.
+
+    Args:
+        turns: ``R - I`` of every block, ``[count, size, size]``.
+        values: ``[..., out]``.
+
+    Returns:
+        ``[..., out]``.
+    """
+    parts = values.unflatten(-1, turns.shape[:2])
+    return torch.einsum("knm,...kn->...km", turns, parts).flatten(-2)

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..host import graph
 from ..host.files import loading, lora_files
 from ..host.files.strengths import MOST, Strengths
+from ..host.model.limits import Limits
 from .schema import GraftAdapter, choice, number, output, schema, socket, text
 
 
@@ -55,6 +56,34 @@ class LoadAdapter(io.ComfyNode):
                     "The ADAPTER of a training node, in the place of a file.",
                     optional=True,
                 ),
+                number(
+                    "start_percent",
+                    "Share of the sampling before which the model is as it was. With a range or a mask the adapter is "
+                    "not merged, and every step takes a little longer.",
+                    0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    advanced=True,
+                ),
+                number(
+                    "end_percent",
+                    "Share of the sampling after which the model is as it was.",
+                    1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    advanced=True,
+                ),
+                socket(
+                    io.Mask,
+                    "mask",
+                    "The adapter counts where this is white, of Stable Diffusion 1.5, 2 and XL. Of any size; one mask, "
+                    "or one for each picture of a batch.",
+                    optional=True,
+                ),
             ],
             outputs=[
                 output(io.Model, "MODEL", "The model with it."),
@@ -66,8 +95,16 @@ class LoadAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None = None, strengths: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls,
+        file: str | None = None,
+        strengths: str | None = None,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+    ) -> bool | str:
         try:
+            if start_percent is not None and end_percent is not None:
+                Limits(start_percent, end_percent)
             Strengths(blocks=strengths or "")
             if file is not None:  # else it comes over a link and is not known yet
                 lora_files.path(file)
@@ -85,6 +122,9 @@ class LoadAdapter(io.ComfyNode):
         model: Any = None,
         clip: Any = None,
         adapter: Any = None,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+        mask: Any = None,
     ) -> str:
         return "" if file is None else lora_files.fingerprint(file)
 
@@ -98,10 +138,14 @@ class LoadAdapter(io.ComfyNode):
         strengths: str,
         clip: Any = None,
         adapter: Any = None,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        mask: Any = None,
     ) -> io.NodeOutput:
+        limits = Limits(start_percent, end_percent, mask)
         given = lora_files.load_any(file) if adapter is None else adapter
         how = Strengths(strength_model, strength_clip, strengths)
-        model, clip, report = loading.load(model, clip, given, how)
+        model, clip, report = loading.load(model, clip, given, how, limits=limits)
         graph.show_text(cls.hidden.unique_id, report)
         return io.NodeOutput(model, clip, report)
 

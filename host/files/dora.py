@@ -14,7 +14,7 @@ from . import stock_form
 
 FACT = "graft.dora_scale"
 # Where the host's adapters keep the scale among their parts.
-_INDEX = {"lora": 4, "loha": 7, "lokr": 8, "glora": 5}
+_INDEX = {"lora": 4, "loha": 7, "lokr": 8, "glora": 5, "graft_oft": 3}
 
 
 def exact(patches: Mapping[Any, Any], metadata: Mapping[str, str]) -> dict[Any, Any]:

@@ -15,6 +15,7 @@ from ...adapters.pair import Kept
 from ...loaders.writing import changes
 from ...loaders.writing.changes import Wish
 from .. import graph
+from ..model.limits import refuse_limited
 from ..runs.stopping import interrupt
 from . import result
 from .patched_weights import PatchedWeights
@@ -85,6 +86,8 @@ def extract(
 
 
 def _check(base: Any, tuned: Any, before: PatchedWeights, after: PatchedWeights) -> None:
+    for model in (base, tuned):
+        refuse_limited(model, "which is none of its weights")
     kinds = [type(one.model.model_config).__name__ for one in (base, tuned)]
     others = sorted(set(before.names) ^ set(after.names))
     if others:

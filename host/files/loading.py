@@ -8,6 +8,8 @@ from ...adapters.file import AdapterFile
 from ...adapters.learned import TEXT
 from ...loaders import embedding_file
 from ...loaders.source import Source
+from ..model.bottlenecks import ALWAYS
+from ..model.limits import Limits
 from ..text import words
 from . import homes, parts, result
 from .strengths import Strengths
@@ -21,6 +23,7 @@ def load(
     file: AdapterFile,
     strengths: Strengths,
     places: Mapping[str, Any] | None = None,
+    limits: Limits = ALWAYS,
 ) -> tuple[Any, Any, str]:
     """Put an adapter onto clones of a MODEL and a CLIP.
 
@@ -30,19 +33,20 @@ def load(
         file: What a training made, or a file of any dialect that the host reads.
         strengths: What its effect is multiplied by; new words have none.
         places: What the names of its layers stand for, where that is known already.
+        limits: When and where in the picture it counts.
 
     Returns:
         The patched clones (None for a None), and how much took effect.
 
     Raises:
-        ValueError: Nothing of it fits, or a pattern of ``strengths`` matches no layer of it.
+        ValueError: Nothing of it fits, a pattern of ``strengths`` matches no layer of it, or it cannot be limited so.
     """
     found = embedding_file.bundled(file.tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
     try:
         homes.refuse_other_base(model, shapes)
         patched, patched_clip, report = result.apply_both(
-            model, clip, file.tensors, strengths, file.metadata, places
+            model, clip, file.tensors, strengths, file.metadata, places, limits
         )
     except ValueError as error:
         raise ValueError(f"'{file.name}': {error}{_missing(clip, file)}") from error
@@ -50,7 +54,7 @@ def load(
         raise ValueError(
             f"'{file.name}' has nothing but the new words {', '.join(found)}: connect a CLIP."
         )
-    said = [report.text] if report.total else []
+    said = [report.text, report.how] if report.total else []
     if found and clip is not None:
         patched_clip, told = words.add(patched_clip, found)
         said.append(f"new words: {told}")

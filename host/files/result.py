@@ -18,7 +18,8 @@ from ...adapters.tokens import BUNDLE
 from ...loaders import lora_file, renaming
 from ...plain import percent
 from ..model import bottlenecks
-from . import dora, fitting_shapes, homes, paths
+from ..model.limits import Limits
+from . import dora, fitting_shapes, homes, oft, paths, putting
 from .relative_change import relative_change
 from .strengths import WHOLE, Strengths
 
@@ -43,6 +44,7 @@ class Report:
     ``unmatched`` are keys that the model has no place for, ``misshapen`` those whose shape is
     another than their place's. ``relative_change`` is |dW| / |W| over the touched weights
     (Frobenius norms), None where the weights cannot be read. ``own`` of all are bottleneck adapters'.
+    ``how`` it was done, and what it costs.
     """
 
     applied: int
@@ -51,6 +53,7 @@ class Report:
     misshapen: tuple[str, ...] = ()
     relative_change: float | None = None
     own: int = 0
+    how: str = ""
 
     @property
     def complete(self) -> bool:
@@ -131,6 +134,7 @@ def apply_both(
     strengths: Strengths = WHOLE,
     metadata: Mapping[str, str] | None = None,
     places: Mapping[str, Any] | None = None,
+    limits: Limits = bottlenecks.ALWAYS,
 ) -> tuple[Any, Any, Report]:
     """Clone a MODEL and a CLIP and patch both as the stock loader does; bottleneck adapters are put in by our own code.
 
@@ -142,12 +146,13 @@ def apply_both(
         metadata: The file's, with which dialects and a DoRA's magnitudes are read that the stock loader does not; None
             to do nothing but what that does.
         places: What the names of its layers stand for, where that is known already.
+        limits: When and where in the picture it counts; what is limited is not merged.
 
     Returns:
         The patched clones (None for a None), and how much took effect.
 
     Raises:
-        ValueError: Not one tensor fits.
+        ValueError: Not one tensor fits, or it cannot be limited so.
     """
     lora, given = of_model(lora), lora
     own = bottlenecks.find(model, given)
@@ -159,21 +164,27 @@ def apply_both(
         if clip is not None:
             weights |= clip.cond_stage_model.state_dict()
         fitting = _fitting(loaded, weights, metadata)
-        patched, patched_clip, taken = _patched(model, clip, fitting, own, strengths)
-        misfits, refused = loaded.keys() - fitting.keys(), fitting.keys() - taken
-        unmatched, misshapen = _lost(record, key_map, misfits, refused)
+        placed = putting.put(model, clip, fitting, own, strengths, limits)
+        refused = fitting.keys() - placed.taken - placed.left
+        unmatched, misshapen = _lost(record, key_map, loaded.keys() - fitting.keys(), refused)
+        left = record.of_file(record.keys_of(p for p, at in key_map.items() if at in placed.left))
         total = len(record.of_file(record)) + own.total
-        applied = total - own.total - len(unmatched) - len(misshapen) + own.applied
+        applied = total - own.total - len(unmatched | misshapen | left) + own.applied
         if applied <= 0:
-            raise ValueError(
-                f"None of the {total} tensors of the LoRA fits {type(model.model).__name__}, "
-                f"for example {_some([*record, *own.unmatched, *own.misshapen])}. It was trained on "
-                f"another kind of model. {own.reason}".rstrip()
-            )
-        change = relative_change({k: fitting[k] for k in taken}, weights, model, clip)
+            raise ValueError(_none_fits(model, total, record, own))
+        change = relative_change({k: fitting[k] for k in placed.taken}, weights, model, clip)
     unplaced = tuple(sorted([*unmatched, *own.unmatched]))
     others = tuple(sorted([*misshapen, *own.misshapen]))
-    return patched, patched_clip, Report(applied, total, unplaced, others, change, own.total)
+    report = Report(applied, total, unplaced, others, change, own.total, placed.how)
+    return placed.model, placed.clip, report
+
+
+def _none_fits(model: Any, total: int, names: Iterable[str], own: bottlenecks.Found) -> str:
+    listed = _some([*names, *own.unmatched, *own.misshapen])
+    return (
+        f"None of the {total} tensors of the LoRA fits {type(model.model).__name__}, for example {listed}. It was "
+        f"trained on another kind of model. {own.reason}"
+    ).rstrip()
 
 
 def _fitting(
@@ -181,9 +192,9 @@ def _fitting(
     weights: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None,
 ) -> dict[Any, Any]:
-    """The patches of the right shape, a DoRA's by our own code where the file's metadata are known."""
+    """The patches of the right shape; where the file's metadata are known, rotations and DoRA by our own code."""
     fitting = {at: one for at, one in loaded.items() if fitting_shapes.fits(one, at, weights)}
-    return fitting if metadata is None else dora.exact(fitting, metadata)
+    return fitting if metadata is None else dora.exact(oft.exact(fitting), metadata)
 
 
 def _lost(
@@ -197,22 +208,6 @@ def _lost(
     left = record.keys_of(prefix for prefix, at in key_map.items() if at in refused)
     unmatched = (set(record) - record.read | left) - misshapen
     return record.of_file(unmatched), record.of_file(misshapen)
-
-
-def _patched(
-    model: Any, clip: Any, patches: Mapping[Any, Any], own: bottlenecks.Found, strengths: Strengths
-) -> tuple[Any, Any, set[Any]]:
-    """Patched clones, and the places of the patches that they took."""
-    by_layer = strengths.by_layer([*patches, *own.layers])
-    patched, patched_clip = model.clone(), None if clip is None else clip.clone()
-    own.put(patched, by_layer)
-    taken: set[Any] = set()
-    for strength in sorted(set(by_layer.values())):
-        group = {at: patch for at, patch in patches.items() if by_layer.get(at) == strength}
-        taken |= set(patched.add_patches(group, strength))
-    if patched_clip is not None:
-        taken |= set(patched_clip.add_patches(patches, strengths.clip))
-    return patched, patched_clip, taken
 
 
 def self_check(path: Path, model: Any, clip: Any = None) -> Report:

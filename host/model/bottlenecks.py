@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bottleneck adapters on a MODEL: the host's LoRA code does not know them, so they are put on by an injection.
-
-The host calls it when it loads a patcher and takes it off when it loads another one of the same model.
-"""
+"""Bottleneck adapters on a MODEL: the host's LoRA code does not know them, so they are put on by an injection."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +13,13 @@ from torch import nn
 
 from ...adapters.bottleneck import BottleneckLayer, built, grouped
 from ...loaders import lora_file
+from . import hooked, injection, model_patches, picture
+from .limits import Gate, Limits
 
+ALWAYS = Limits()
 _ROOT = "diffusion_model."
+_OF_TEXT = "attn2c-attn2c"
+Put = tuple[list[str], list[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,34 +47,48 @@ class Found:
         """How many tensors fit."""
         return self.total - len(self.unmatched) - len(self.misshapen)
 
-    def put(self, patched: Any, strengths: Mapping[Any, float]) -> None:
+    def put(self, patched: Any, strengths: Mapping[Any, float], limits: Limits = ALWAYS) -> Put:
         """Put the layers on a patcher, behind those that it has.
 
         Args:
             patched: The host's ModelPatcher: a fresh clone.
             strengths: What each layer's effect is multiplied by, by the block's name.
+            limits: When and where it counts.
+
+        Returns:
+            Names of the blocks that have one, and the adapters that are left out because a mask has no place for them.
         """
-        from comfy.patcher_extension import PatcherInjection
-
-        # A clone of a loaded patcher says that it is on the model, but only the other one is.
-        patched.is_injected = False
         of_layers = {name: strengths[name] for name in self.layers if strengths[name] != 0}
-        if not of_layers:
-            return
-        made = Injected(self.tensors, of_layers, {name: self.layers[name] for name in of_layers})
-        digest = lora_file.data_hash(self.tensors)[:16]
-        count = sum(key.startswith("graft bottleneck") for key in patched.injections)
-        key = f"graft bottleneck {count} {digest}"
-        patched.set_injections(key, [PatcherInjection(inject=made.inject, eject=made.eject)])
+        left = []
+        if limits.mask is not None:
+            for name in list(of_layers):
+                parts = self.layers[name].parts
+                if _OF_TEXT in parts:
+                    left.append(f"{name.removeprefix(_ROOT)} {_OF_TEXT}")
+                    del parts[_OF_TEXT]
+                if not len(parts):
+                    del of_layers[name]
+        if of_layers:
+            layers = {name: self.layers[name] for name in of_layers}
+            made = Injected(self.tensors, of_layers, layers, limits)
+            digest = lora_file.data_hash(self.tensors)[:16]
+            if limits.are_none:
+                count = sum(key.startswith("graft bottleneck") for key in patched.injections)
+                made.add_to(patched, f"graft bottleneck {count} {digest}")
+            else:
+                told = f"bottleneck {digest} {model_patches.tell([of_layers, limits])}"
+                hooked.add(made, patched, made.gate, told)
+        return list(of_layers), left
 
 
-class Injected:
+class Injected(injection.Injected):
     """Layers that a patcher puts on its model while it is loaded.
 
     Args:
         tensors: Of the layers, by the file's keys; what the MODEL is known by.
         strengths: By the block's name, likewise.
         layers: By the block's name.
+        limits: When and where they count.
     """
 
     def __init__(
@@ -80,47 +96,50 @@ class Injected:
         tensors: Mapping[str, torch.Tensor],
         strengths: Mapping[str, float],
         layers: Mapping[str, BottleneckLayer],
+        limits: Limits = ALWAYS,
     ) -> None:
-        self.tensors, self.strengths = tensors, strengths
+        super().__init__()
+        self.tensors, self.strengths, self.limits = tensors, strengths, limits
+        self.gate = Gate(limits)
         self._installed = layers
-        self._on: dict[int, tuple[weakref.ref[Any], list[Callable[[], None]]]] = {}
         for name, layer in layers.items():
             layer.strength = strengths[name]
 
-    def inject(self, patcher: Any) -> None:
-        """Hook the model's blocks, with the layers where the model is computed.
-
-        Not where another patcher has it on: the host ejects that one before it loads this one, but lets a clone, which
-        is not loaded, think that it was ejected for a moment while patches are added to it.
-        """
+    def put_on(self, patcher: Any) -> injection.Removers:
+        """Hook the model's blocks, with the layers where the model is computed."""
         root: nn.Module = patcher.model
-        owner, removers = self._on.get(id(root), (lambda: None, []))
-        if owner() not in (None, patcher):
-            return
-        self._take_off(removers)
-        with torch.inference_mode(False):
-            for name, layer in self._installed.items():
-                layer.to(patcher.load_device)
-                removers.append(layer.install(root.get_submodule(name), _is_on))
-        self._on[id(root)] = (weakref.ref(patcher), removers)
+        removers: injection.Removers = []
+        is_on: Callable[[], bool] = _always
+        if not self.limits.are_none:
+            removers, is_on = self.gate.install(patcher), self.gate.is_on
+        mask = self.gate.picture
+        places: set[picture.Place] = set()
+        for name, layer in self._installed.items():
+            layer.to(patcher.load_device)
+            if mask is not None:
+                place = picture.place_of(root.get_submodule(_ROOT[:-1]), name.removeprefix(_ROOT))
+                if place is not None:
+                    layer.placed = partial(_masked, mask, place)
+                    places.add(place)
+            removers.append(layer.install(root.get_submodule(name), is_on))
+        if mask is not None:
+            removers += mask.install(root.get_submodule(_ROOT[:-1]), places)
+        return removers
 
-    def eject(self, patcher: Any) -> None:
-        """Take the hooks off, if this patcher put them on."""
-        owner, removers = self._on.get(id(patcher.model), (lambda: None, []))
-        if owner() in (None, patcher):
-            self._take_off(removers)
-            self._on.pop(id(patcher.model), None)
-            if not self._on:
-                for layer in self._installed.values():
-                    layer.to(patcher.offload_device)
-
-    def _take_off(self, removers: list[Callable[[], None]]) -> None:
-        while removers:
-            removers.pop()()
+    def release(self, patcher: Any) -> None:
+        """Take the layers off the device."""
+        for layer in self._installed.values():
+            layer.to(patcher.offload_device)
+        if self.gate.picture is not None:
+            self.gate.picture.release()
 
 
-def _is_on() -> bool:
+def _always() -> bool:
     return True
+
+
+def _masked(mask: picture.Picture, place: picture.Place, change: torch.Tensor) -> torch.Tensor:
+    return mask.masked(place, change, change)
 
 
 def find(model: Any, tensors: Mapping[str, torch.Tensor]) -> Found:

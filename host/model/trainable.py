@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from .limits import refuse_limited
+
 
 def refuse_untrainable(model: Any) -> None:
     """Raise for a MODEL that cannot be trained.
@@ -23,6 +25,7 @@ def refuse_untrainable(model: Any) -> None:
             "the MODEL carries hooks (scheduled LoRAs or weights): connect the model from before "
             "the hook nodes; a LoRA from a plain Load LoRA node is fine"
         )
+    refuse_limited(model, "which is trained on as a whole only")
     compiled = _compiled_part(model)
     if compiled:
         raise ValueError(
