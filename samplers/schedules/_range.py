@@ -10,6 +10,7 @@ from ...registry import check_limits, option
 
 SIGMA_MIN = "Lowest noise level before 0."
 SIGMA_MAX = "Highest noise level, where sampling begins."
+_LEAST = 1e-6
 LIMITS: dict[str, Any] = {"min": 0.0, "max": 1e6}
 
 
@@ -24,13 +25,20 @@ class Range:
 
     def __post_init__(self) -> None:
         check_limits(self)
-        for name in ("sigma_min", "sigma_max"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name):g}; it must be above 0.")
+        check_ends(self)
         if self.sigma_min >= self.sigma_max:
             raise ValueError(
                 f"sigma_min is {self.sigma_min:g} and sigma_max {self.sigma_max:g}: sigma_min must be below it."
             )
+
+
+def check_ends(schedule: Any, *, may_be_zero: bool = False) -> None:
+    """Refuse ends that are no levels; 0 may stand for another one."""
+    for name in ("sigma_min", "sigma_max"):
+        value = getattr(schedule, name)
+        if value < _LEAST and not (may_be_zero and value == 0):
+            allowed = f"at least {_LEAST:g}" + (", or 0" if may_be_zero else "")
+            raise ValueError(f"{name} is {value:g}; it must be {allowed}.")
 
 
 def ramp(steps: int) -> torch.Tensor:

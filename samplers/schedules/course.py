@@ -27,6 +27,10 @@ def course(schedule: Schedule, steps: int, model: Levels | None = None) -> torch
             f"The schedule {schedule.name} is made of a model's own levels: connect the MODEL."
         )
     levels = schedule.levels(steps, model)
+    if not bool(torch.isfinite(levels.float()).all()):
+        raise ValueError(
+            f"With these settings {schedule.name} has levels that are beyond all numbers."
+        )
     if model is not None and model.family == "flow" and float(levels.max()) > 1 + 1e-6:
         raise ValueError(
             f"sigma_max is {float(levels.max()):g}; the levels of a flow model are times from 0 to 1. Set it to 1 or "

@@ -14,6 +14,8 @@ from ..parts import SCHEDULES, Levels
 from ._range import Range, powers
 from ._vp_time import sigma_at, time_at
 
+_LEAST_RHO = 0.1
+
 
 @SCHEDULES.register("design-space")
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class DesignSpace(Range):
     )
     beta_d: float = option(19.9, "Of time vp: how fast the noise grows.", min=0.001, max=1e4)
     beta_min: float = option(0.1, "Of time vp: how fast it grows at the time 0.", min=0.0, max=1e4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.rho < _LEAST_RHO:
+            raise ValueError(f"rho is {self.rho:g}; it must be 0 or at least {_LEAST_RHO:g}.")
 
     def levels(self, steps: int, model: Levels | None) -> torch.Tensor:
         """The level at the beginning of each step ``[steps]``."""

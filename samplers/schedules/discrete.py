@@ -11,7 +11,7 @@ import torch
 
 from ...registry import check_limits, option
 from ..parts import SCHEDULES, Levels
-from ._range import LIMITS, powers
+from ._range import LIMITS, check_ends, powers
 
 
 @SCHEDULES.register("discrete")
@@ -30,6 +30,7 @@ class Discrete:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        check_ends(self, may_be_zero=True)
 
     def levels(self, steps: int, model: Levels | None) -> torch.Tensor:
         """The level at the beginning of each step ``[steps]``, or fewer."""

@@ -8,7 +8,7 @@ import torch
 
 from ...registry import check_limits, option
 from ..parts import SCHEDULES, Levels
-from ._range import LIMITS, ramp
+from ._range import LIMITS, check_ends, ramp
 from ._vp_time import sigma_at, time_at
 
 
@@ -29,6 +29,7 @@ class VP:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        check_ends(self, may_be_zero=True)
         last, first = self._ends()
         if last >= first:
             raise ValueError(

@@ -45,8 +45,21 @@ def test_vp_with_one_end_compares_it_with_its_own():
 
 @pytest.mark.parametrize("name", ["karras", "exponential", "ve", "iddpm", "design-space"])
 def test_a_level_of_zero_is_no_end(name):
-    with pytest.raises(ValueError, match="sigma_min is 0; it must be above 0"):
+    with pytest.raises(ValueError, match="sigma_min is 0; it must be at least 1e-06"):
         SCHEDULES.get(name)(sigma_min=0.0)
+
+
+@pytest.mark.parametrize("name", ["vp", "discrete"])
+def test_a_level_too_small_is_no_end_where_zero_stands_for_another(name):
+    with pytest.raises(ValueError, match="sigma_max is 1e-09; it must be at least 1e-06, or 0"):
+        SCHEDULES.get(name)(sigma_max=1e-9)
+
+
+def test_settings_without_levels_are_refused():
+    with pytest.raises(ValueError, match="rho is 0.01; it must be 0 or at least 0.1"):
+        SCHEDULES.get("design-space")(rho=0.01)
+    with pytest.raises(ValueError, match="vp has levels that are beyond all numbers"):
+        course(SCHEDULES.get("vp")(beta_d=10_000.0), 5)
 
 
 @pytest.mark.parametrize("name", ["discrete", "distilled"])
