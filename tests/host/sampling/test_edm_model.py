@@ -5,9 +5,11 @@ import diffusers
 import pytest
 import torch
 
+from graft.host.model.trainee import trainee
 from graft.host.sampling import levels
 from graft.host.sampling.edm_model import EDMModel, patched
 from graft.host.sampling.sampler import sampler
+from graft.host.text.conditioning import Conditioner, Encoded
 from graft.samplers.edm_heun import EDMHeun
 from tests.host import tiny
 from tests.host.sampling.guiding import run
@@ -95,6 +97,7 @@ def test_own_times_lie_between_those_of_the_table():
     assert between.percent_to_sigma(0.3) == own.percent_to_sigma(0.3)
 
 
+@pytest.mark.filterwarnings("ignore:__array__")
 def test_own_times_are_those_that_diffusers_interpolates():
     scheduler = diffusers.EulerDiscreteScheduler(
         beta_schedule="scaled_linear",
@@ -117,6 +120,40 @@ def test_own_times_are_sampled_with():
         for m in (model, patched(model, EDMModel("own times")))
     ]
     assert 0 < float((ends[0] - ends[1]).abs().mean()) < 0.1 * float(ends[0].abs().mean())
+
+
+def denoised(model, family, level):
+    """D in training, and how its mean depends on x."""
+    with trainee(model, precision="fp32") as t:
+        maker = Conditioner(t.model, t.device)
+        encoded = Encoded.from_conditioning(tiny.conditioning(family))
+        cond = maker.batch([maker.per_item(encoded, width=64, height=64)])
+        x = tiny.latent(family).requires_grad_()
+        out = t.denoiser(x, torch.tensor([level]), cond)
+        out.mean().backward()
+        return out.detach(), x.grad, type(t.model.latent_format).__name__
+
+
+def test_a_patched_model_is_trained_as_it_is_sampled():
+    ours = denoised(patched(tiny.model("sdxl"), EDMModel()), "sdxl", 0.7)
+    own = denoised(tiny.model("sdxl_edm"), "sdxl_edm", 0.7)
+    for a, b in zip(ours[:2], own[:2], strict=True):
+        torch.testing.assert_close(a, b)
+    assert ours[2] == own[2] == "SDXL_Playground_2_5"
+
+
+def test_own_times_are_trained_with():
+    """At a level of the table it is the model itself; between two it is not the nearest's."""
+    model = tiny.model("sdxl")
+    table = model.get_model_object("model_sampling").sigmas
+    at, between = float(table[600]), float((table[600] * table[601]).sqrt())
+    made = patched(model, EDMModel("own times"))
+    torch.testing.assert_close(
+        denoised(made, "sdxl", at)[0], denoised(model, "sdxl", at)[0], rtol=1e-4, atol=1e-4
+    )
+    out, gradient, _ = denoised(made, "sdxl", between)
+    assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().max()) > 0
+    assert not torch.equal(out, denoised(model, "sdxl", between)[0])
 
 
 @pytest.mark.parametrize(

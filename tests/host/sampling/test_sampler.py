@@ -71,6 +71,22 @@ def test_the_seed_of_the_noise_is_that_of_the_sampler():
     assert not torch.equal(first, second)
 
 
+def test_the_older_node_samples_the_same():
+    """SamplerCustom, which has no guider, with the same noise, cfg and prompts."""
+    from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+    model = tiny.model("sdxl")
+    sigmas, ours = sigmas_of(model), sampler(EDMHeun(s_churn=3.0))
+    advanced, _ = run(model, "sdxl", ours, sigmas)
+    empty = {"samples": torch.zeros_like(tiny.latent("sdxl"))}
+    conds = tiny.conditioning("sdxl"), tiny.conditioning("sdxl", seed=6)
+    execute = getattr(SamplerCustom, "execute", None) or SamplerCustom().sample
+    with torch.inference_mode():
+        done = execute(model, True, 5, 2.0, *conds, ours, sigmas, empty)
+    custom = getattr(done, "args", done)[0]
+    assert torch.equal(custom["samples"], advanced["samples"])
+
+
 def test_the_callback_is_told_what_the_hosts_samplers_tell():
     model, told, host = tiny.model("sdxl"), [], []
     sigmas = sigmas_of(model)
