@@ -5,6 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host import graph
 from ..host.sampling import edm_model
 from ..host.sampling import sampler as samplers
 from ..host.sampling import schedule as schedules
@@ -28,6 +29,7 @@ class Sampler(io.ComfyNode):
                 "DPM-Solver++ 2M, DDIM with eta, TCD and LCM. The noise it adds is of the seed, the level and the "
                 "place in the batch: a picture is the same in a batch of any size."
             ),
+            hidden=[io.Hidden.unique_id],
             search_aliases=[
                 "edm",
                 "heun",
@@ -87,6 +89,7 @@ class Sampler(io.ComfyNode):
         churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
         settings, notes = samplers.build(sampler, options, eta, **churn)
         said = "\n".join([samplers.describe(settings, sigmas), *notes])
+        graph.show_text(cls.hidden.unique_id, said)
         return io.NodeOutput(samplers.sampler(settings), said)
 
 
@@ -101,6 +104,7 @@ class Schedule(io.ComfyNode):
                 "SIGMAS: the noise levels that a sampler goes down, by the schedules of Karras et al. With a MODEL "
                 "connected, the levels lie between the ends of its own."
             ),
+            hidden=[io.Hidden.unique_id],
             search_aliases=[
                 "sigmas",
                 "scheduler",
@@ -172,7 +176,9 @@ class Schedule(io.ComfyNode):
         model: Any = None,
     ) -> io.NodeOutput:
         widgets = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
-        return io.NodeOutput(*schedules.sigmas(schedule, steps, options, model, **widgets))
+        sigmas, said = schedules.sigmas(schedule, steps, options, model, **widgets)
+        graph.show_text(cls.hidden.unique_id, said)
+        return io.NodeOutput(sigmas, said)
 
 
 class EdmModel(io.ComfyNode):

@@ -5,6 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host import graph
 from ..host.sampling import plots, recorder
 from .schema import GraftSteps, output, schema, socket, switch, text
 
@@ -20,6 +21,7 @@ class PlotSigmas(io.ComfyNode):
             display_name="Plot Sigmas",
             category="graft/sampling",
             description="Draws up to six courses of noise levels on one axis.",
+            hidden=[io.Hidden.unique_id],
             search_aliases=["sigmas graph", "noise schedule", "scheduler plot", "visualize sigmas"],
             is_output_node=True,
             inputs=[
@@ -60,6 +62,7 @@ class PlotSigmas(io.ComfyNode):
         wired = (sigmas_1, sigmas_2, sigmas_3, sigmas_4, sigmas_5, sigmas_6)
         given = dict(zip(SOCKETS, wired, strict=True))
         image, said = plots.plot_sigmas(given, names.splitlines(), logarithmic)
+        graph.show_text(cls.hidden.unique_id, said)
         return io.NodeOutput(image, said, ui={"text": [said]})
 
 
@@ -98,6 +101,7 @@ class PlotSteps(io.ComfyNode):
                 "Draws how large the denoised latent D was at each step of a sampler, and how much it changed: where a "
                 "picture is made, and which steps could be saved."
             ),
+            hidden=[io.Hidden.unique_id],
             search_aliases=["denoised norm", "sampler graph", "sampling trace", "nfe"],
             is_output_node=True,
             inputs=[
@@ -121,6 +125,7 @@ class PlotSteps(io.ComfyNode):
     @classmethod
     def execute(cls, steps: Any, latent: Any) -> io.NodeOutput:
         image, said = plots.plot_steps(steps, latent)
+        graph.show_text(cls.hidden.unique_id, said)
         return io.NodeOutput(image, said, ui={"text": [said]})
 
 

@@ -46,9 +46,6 @@ def distilled():
     """An SDXL with the host's own patch for LCM, whose table has every 20th level."""
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
-    from nodes import NODE_CLASS_MAPPINGS as nodes  # noqa: N811
-
-    del nodes
     return ModelSamplingDiscrete().patch(tiny.model("sdxl"), "lcm", False)[0]
 
 
