@@ -35,7 +35,7 @@ lint: ready  ## ruff, mypy, pydoclint
 	$(RUN) -m ruff format --check .
 	@mkdir -p .mypy_cache/src && ln -sfn ../.. .mypy_cache/src/graft
 	$(RUN) -m mypy
-	$(RUN) -m pydoclint.main --quiet trainers loaders
+	$(RUN) -m pydoclint.main --quiet trainers loaders samplers
 
 format: ready  ## format the code and fix what ruff can
 	$(RUN) -m ruff check --fix .

@@ -41,6 +41,8 @@ MODULES = (
     "zip_lora",
     "convert",
     "inspect",
+    "samplers",
+    "sampling_plots",
 )
 _log = logging.getLogger(__name__)
 

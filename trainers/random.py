@@ -5,18 +5,12 @@ A generator is keyed by (seed, step, slot in the effective batch, purpose), so a
 on how a batch is cut into micro-batches, on what was drawn before, or on where a run was resumed.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-
-def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
-    """A CPU generator for one purpose, keyed by ``seed`` and any number of counters."""
-    key = "/".join([str(seed), purpose, *map(str, counters)]).encode()
-    digest = hashlib.blake2b(key, digest_size=8).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
+from ..keyed import generator
 
 
 def normal(

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ..model import latents
+
 CHUNK_PIXELS = 2**21  # at once: an autoencoder's activations are its memory
 
 
@@ -27,7 +29,7 @@ def check_family(vae: Any, model: Any) -> None:
         ValueError: names both and what differs.
     """
     base = getattr(model, "model", model)
-    wanted = base.latent_format
+    wanted = latents.form_of(model)
     pairs = [
         ("channels", getattr(vae, "latent_channels", None), wanted.latent_channels),
         ("dimensions", getattr(vae, "latent_dim", None), wanted.latent_dimensions),
@@ -77,15 +79,15 @@ def posterior(vae: Any, model: Any, pixels: torch.Tensor) -> Posterior:
     if _regularizer(vae) is None:
         return Posterior(encode(vae, model, pixels))
     check_family(vae, model)
-    base = getattr(model, "model", model)
     means, spreads = [], []
     with torch.inference_mode(), _moments(vae):
         for both in _encoded(vae, pixels):
             mean, logvar = both.chunk(2, dim=1)
             std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
-            means.append(base.process_latent_in(mean))
+            means.append(latents.process_in(model, mean))
             # Latent formats are affine: what they do to a difference has no offset.
-            spreads.append(base.process_latent_in(std) - base.process_latent_in(0 * std))
+            offset = latents.process_in(model, 0 * std)
+            spreads.append(latents.process_in(model, std) - offset)
     with torch.inference_mode(False):
         return Posterior(*(torch.cat([p.clone() for p in parts]) for parts in (means, spreads)))
 
@@ -107,8 +109,8 @@ def encode(vae: Any, model: Any, pixels: torch.Tensor) -> torch.Tensor:
     check_family(vae, model)
     base = getattr(model, "model", model)
     with torch.inference_mode():
-        parts = [base.process_latent_in(latent) for latent in _encoded(vae, pixels)]
-    channels = base.latent_format.latent_channels
+        parts = [latents.process_in(model, latent) for latent in _encoded(vae, pixels)]
+    channels = latents.form_of(model).latent_channels
     if parts[0].shape[1] != channels:
         raise ValueError(
             f"the VAE made latents of {parts[0].shape[1]} channels, the MODEL "

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ...trainers.data import Dataset
 from ...trainers.data.cache import Cache, key_of
 from ...trainers.data.tensor_files import Entry
+from ..model import latents
 from ..runs import identity
 from ..text.texts import choose_prompt
 from . import autoencoder
@@ -51,7 +52,7 @@ class EncodedPictures:
         self._cache, self._digests = cache, digests
         self._keys: list[tuple[str, ...]] = []
         self._base = key_of(_VERSION, identity.vae_digest(vae, model))
-        self._format = getattr(model, "model", model).latent_format
+        self._format = latents.form_of(model)
 
     def prepare(
         self,

@@ -9,7 +9,7 @@ import torch
 
 from ...loaders import lora_file
 from ...trainers.state import State
-from ..model import model_patches
+from ..model import latents, model_patches
 from ..text import tokens
 
 SAMPLE_BYTES = model_patches.SAMPLE_BYTES
@@ -59,7 +59,7 @@ def vae_digest(vae: Any, model: Any) -> str:
     """SHA-256 over what latents depend on: the VAE, how it computes, and the MODEL's latent format."""
     network = vae.first_stage_model
     facts = [type(network).__name__, getattr(vae, "vae_dtype", None), _kind(vae)]
-    form = getattr(model, "model", model).latent_format
+    form = latents.form_of(model)
     values = {name: getattr(form, name, None) for name in dir(form) if not name.startswith("_")}
     for name, value in sorted(values.items()):
         if isinstance(value, torch.Tensor):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any widgets of any node, also beyond their limits, as a link can bring them; training nodes up to the first step."""
 
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ from tests.fuzz.fuzzing import fuzz, tiers
 pytestmark = pytest.mark.comfy
 DRAWN = {"GraftMiniModel"}  # no widget
 WORDS = st.sampled_from(
-    "rank alpha lr p_mean sigma_max gamma delta stratified beta2 floor warmup eps d_coef blocks schedule.warmup".split()
+    "rank alpha lr p_mean sigma_max gamma delta stratified beta2 floor warmup eps d_coef blocks schedule.warmup "
+    "s_churn s_tmax rho eta beta_d c2 m original_steps".split()
 )
 NUMBERS = st.one_of(
     st.integers(-3, 20).map(str),
@@ -70,6 +72,9 @@ def wires():
     """What comes over sockets, by type."""
     from graft.adapters import NETWORKS
     from graft.adapters.file import AdapterFile
+    from graft.host.sampling.recorder import Recorder, Trace
+    from graft.host.sampling.sampler import sampler
+    from graft.samplers import SAMPLERS
     from graft.trainers.data import Dataset, Item
     from graft.trainers.objectives import Objective
     from graft.trainers.optimizers import Optimizer
@@ -97,6 +102,9 @@ def wires():
         "CONDITIONING": tiny.conditioning("sdxl"),
         "LATENT": {"samples": torch.zeros(1, 4, 8, 8)},
         "MASK": torch.ones(2, 32, 32),
+        "SIGMAS": torch.tensor([14.0, 3.0, 0.0]),
+        "SAMPLER": sampler(SAMPLERS.get("edm-heun")()),
+        "GRAFT_STEPS": Recorder(deque([Trace((14.0,), (1.0,), (0.5,), 1, 1, frozenset())])),
     }
 
 

@@ -35,6 +35,22 @@ def test_latents_are_the_hosts_in_the_models_units(family, ambient):
     (latent * torch.ones(1, requires_grad=True)).sum().backward()
 
 
+def test_an_object_patch_of_the_wire_has_the_units():
+    """A tiny SDXL as Playground v2.5: the statistics of its model card, and a key of its own in the cache."""
+    from graft.host.runs import identity
+    from graft.host.sampling.edm_model import EDMModel, patched
+
+    plain = tiny.model("sdxl")
+    made = patched(plain, EDMModel())
+    kl, own = tiny.kl_vae(), tiny.model("sdxl_edm")
+    for encode in (autoencoder.encode, lambda *wires: autoencoder.posterior(*wires).mean):
+        torch.testing.assert_close(encode(kl, made, pictures()), encode(kl, own, pictures()))
+    spreads = [autoencoder.posterior(kl, one, pictures()).spread for one in (made, own)]
+    torch.testing.assert_close(*spreads)
+    digests = [identity.vae_digest(kl, one) for one in (plain, made, own)]
+    assert digests[0] != digests[1] == digests[2]
+
+
 def test_pictures_go_through_in_chunks(monkeypatch):
     vae, model = tiny.vae("sdxl"), tiny.model("sdxl")
     whole = autoencoder.encode(vae, model, pictures(5))
