@@ -13,29 +13,9 @@ from typing import Any, TypeVar
 import torch
 
 from ..adapters.pair import Pair
+from .roles import ALPHA, DOWN, MAGNITUDE, MID, OF_LORA, UP, split
 
 T = TypeVar("T")
-# What a tensor is, by the end of its name.
-_ROLES = {
-    ".lora_up.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_mid.weight": "mid",
-    "_lora.up.weight": "up",
-    "_lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.weight": "down",
-    ".lora_B": "up",
-    ".lora_A": "down",
-    ".alpha": "alpha",
-    ".dora_scale": "magnitude",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-}
-_PEFT = {"lora_B": "up", "lora_A": "down", "lora_magnitude_vector": "magnitude"}
 _TEXT = ("lora_te", "lora_prior_te", "text_encoder", "text_model", "te1_", "te2_", "clip_", "t5xxl")
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _COMPONENTS = ("unet", "transformer", *_ENCODERS)
@@ -89,7 +69,7 @@ class Reading:
 
 def is_lora(names: Iterable[str]) -> bool:
     """Whether some of these names of tensors are those of a LoRA."""
-    return any(part_of(name)[1] in ("up", "down") for name in names)
+    return any(split(name)[1] in (UP, DOWN) for name in names)
 
 
 def is_text(name: str) -> bool:
@@ -98,7 +78,7 @@ def is_text(name: str) -> bool:
 
 
 def layers(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Names of a file's tensors by layer and by what they are for it: ``up``, ``down``, ``mid``, ``alpha``.
+    """Names of a LoRA's tensors by layer and by what they are for it, see ``roles``.
 
     Args:
         names: Of all tensors.
@@ -146,7 +126,7 @@ def read(
         place = look_up(name, places)
         if place is None and name.startswith(_TEXT):
             found.text.append(name)
-        elif "magnitude" in keys or not {"up", "down"} & set(keys):
+        elif MAGNITUDE in keys or not {UP, DOWN} & set(keys):
             found.other += keys.values()
         elif place is None:
             found.homeless.append(name)
@@ -168,12 +148,12 @@ def read(
 
 
 def _grouped(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Names of tensors by layer and role, and those that have no role."""
+    """Names of tensors by layer and role, and those that are no LoRA's."""
     layers: dict[str, dict[str, str]] = {}
     other = []
     for key in names:
-        name, role = part_of(key)
-        if not role:
+        name, role = split(key)
+        if role not in OF_LORA:
             other.append(key)
             continue
         keys = layers.setdefault(name, {})
@@ -181,20 +161,6 @@ def _grouped(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]
             raise ValueError(f"The file has the tensor {key} twice: the other is {keys[role]}.")
         keys[role] = key
     return layers, other
-
-
-def part_of(key: str) -> tuple[str, str]:
-    """The layer's name and what the tensor is for it; an empty text when it is nothing of a LoRA."""
-    for end, role in _ROLES.items():
-        if key.endswith(end):
-            return key.removesuffix(end), role
-    parts = key.rsplit(".", 3)  # <layer>.lora_A.<adapter>.weight
-    if len(parts) == 4 and parts[3] == "weight" and parts[1] in _PEFT:
-        return parts[0], _PEFT[parts[1]]
-    parts = key.rsplit(".", 2)  # <layer>.lora_magnitude_vector.<adapter>
-    if len(parts) == 3 and parts[1] == "lora_magnitude_vector":
-        return parts[0], _PEFT[parts[1]]
-    return key, ""
 
 
 def look_up(name: str, places: Mapping[str, T]) -> T | None:
@@ -244,13 +210,12 @@ def _of_text(component: str, name: str) -> Iterator[str]:
 
 
 def _pair(name: str, tensors: Mapping[str, torch.Tensor], alphas: "Alphas") -> Pair:
-    if not {"up", "down"} <= set(tensors):
+    if not {UP, DOWN} <= set(tensors):
         raise ValueError(f"{name} has only one half of its LoRA: the file is not whole.")
-    flat = {role: _matrix(name, t) for role, t in tensors.items() if role in ("up", "down")}
-    up, down = flat["up"], flat["down"]
+    up, down = (_matrix(name, tensors[role]) for role in (UP, DOWN))
     rank = down.shape[0]
-    if "mid" in tensors:  # LoCon with a core: fold it into down, as the host does
-        core = tensors["mid"].to(torch.float32)
+    if MID in tensors:  # LoCon with a core: fold it into down, as the host does
+        core = tensors[MID].to(torch.float32)
         if core.ndim < 3 or core.shape[:2] != (rank, rank) or not bool(torch.isfinite(core).all()):
             raise ValueError(
                 f"{name}: lora_mid of shape {list(core.shape)} does not go with rank {rank}."
@@ -258,10 +223,10 @@ def _pair(name: str, tensors: Mapping[str, torch.Tensor], alphas: "Alphas") -> P
         down = torch.einsum("mns,ni->mis", core.flatten(2), down).flatten(1)
     if not rank or up.shape[1] != rank:
         raise ValueError(
-            f"{name}: up of shape {list(tensors['up'].shape)} and down of shape {list(tensors['down'].shape)} do "
+            f"{name}: up of shape {list(tensors[UP].shape)} and down of shape {list(tensors[DOWN].shape)} do "
             "not multiply; the file is damaged or of another kind."
         )
-    return Pair(down, up, alphas.of(name, tensors.get("alpha"), rank))
+    return Pair(down, up, alphas.of(name, tensors.get(ALPHA), rank))
 
 
 def _matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:

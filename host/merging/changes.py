@@ -14,6 +14,7 @@ from ...adapters.pair import Pair
 from ...adapters.targets import kind
 from ...adapters.tokens import BUNDLE
 from ...loaders import dialects
+from ...loaders.roles import DOWN, MID, UP
 from ..files import fitting_shapes, result, start
 from ..files.patched_weights import weight_of
 
@@ -117,17 +118,17 @@ def _own_places(tensors: Mapping[str, torch.Tensor]) -> dict[str, dialects.Place
     """Every LoRA layer of a file as what its own name says."""
     made = {}
     for name, keys in dialects.layers(tensors).items():
-        if {"up", "down"} <= set(keys):
+        if {UP, DOWN} <= set(keys):
             columns = torch.Size(_columns(tensors, name)).numel()
-            made[name] = dialects.Place(name, (int(tensors[keys["up"]].shape[0]), columns))
+            made[name] = dialects.Place(name, (int(tensors[keys[UP]].shape[0]), columns))
     return made
 
 
 def _columns(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...]:
     """Input channels and kernel of a LoRA layer."""
     keys = dialects.layers([key for key in tensors if key.startswith(name)])[name]
-    shape = tuple(tensors[keys["down"]].shape[1:])
-    return (*shape[:1], *tensors[keys["mid"]].shape[2:]) if "mid" in keys else shape
+    shape = tuple(tensors[keys[DOWN]].shape[1:])
+    return (*shape[:1], *tensors[keys[MID]].shape[2:]) if MID in keys else shape
 
 
 def _places(model: Any) -> dict[str, dialects.Place]:

@@ -12,31 +12,10 @@ import torch
 from ...adapters.bottleneck import is_bottleneck
 from ...adapters.pair import Pair
 from ...adapters.tokens import BUNDLE
+from ..roles import ALPHA, DOWN, MAGNITUDE, MID, UP, down_names, split
 from .names import Spelling, generic
 
-UP, DOWN, MID = "lora_up.weight", "lora_down.weight", "lora_mid.weight"
-ALPHA, MAGNITUDE = "alpha", "dora_scale"
 CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings
-_SPELLED = {
-    UP: (
-        "lora_up.weight",
-        "lora.up.weight",
-        "lora_linear_layer.up.weight",
-        "lora_B.weight",
-        "lora_B",
-    ),
-    DOWN: (
-        "lora_down.weight",
-        "lora.down.weight",
-        "lora_linear_layer.down.weight",
-        "lora_A.weight",
-        "lora_A",
-    ),
-    MID: ("lora_mid.weight",),
-    ALPHA: ("alpha",),
-    MAGNITUDE: ("dora_scale", "lora_magnitude_vector.weight", "lora_magnitude_vector"),
-}
-_NAMED = {"lora_A": DOWN, "lora_B": UP, "lora_magnitude_vector": MAGNITUDE}
 # Kinds whose tensors are called alike everywhere, by how their names begin.
 KINDS = {
     "hada_": "LoHa",
@@ -52,26 +31,6 @@ KINDS = {
     "a2.": "GLoRA",
     "b1.": "GLoRA",
     "b2.": "GLoRA",
-}
-_PLAIN = (
-    *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-    *(f"lokr_{part}" for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-    *(
-        "oft_blocks",
-        "rescale",
-        "diff",
-        "diff_b",
-        "w_norm",
-        "b_norm",
-        "set_weight",
-        "reshape_weight",
-    ),
-    *("a1.weight", "a2.weight", "b1.weight", "b2.weight"),
-)
-_TAILS = {f".{tail}": role for role, tails in _SPELLED.items() for tail in tails} | {
-    "_lora.up.weight": UP,
-    "_lora.down.weight": DOWN,
-    **{f".{tail}": tail for tail in _PLAIN},
 }
 _MAX_CONFIG = 4_000_000  # characters
 
@@ -153,7 +112,7 @@ def read(
         else:
             _take(found, key, tensor, spelling, tensors)
     for key in tensors:
-        name, role = _split(key)
+        name, role = split(key)
         if (
             role == DOWN
             and alphas
@@ -224,11 +183,11 @@ def _take(
     spelling: Spelling,
     all_: Mapping[str, torch.Tensor],
 ) -> None:
-    name, role = _split(key)
+    name, role = split(key)
     if not role:
         found.unknown.append(key)
         return
-    down = next((all_[d] for d in (f"{name}.{t}" for t in _SPELLED[DOWN]) if d in all_), tensor)
+    down = next((all_[d] for d in down_names(name) if d in all_), tensor)
     layer, how = generic(name, spelling, _width(down))
     roles = found.layers.setdefault(layer, {})
     if role in roles:
@@ -248,21 +207,6 @@ def _take(
             else "kohya"
         )
         found.kinds[f"{how} {ends}"] += 1
-
-
-def _split(key: str) -> tuple[str, str]:
-    """The layer's name and the tensor's role; no role where it is nothing of an adapter's."""
-    # The longest end that fits, so that a1.weight is not taken for a weight.
-    for end in _BY_LENGTH:
-        if key.endswith(end) and len(key) > len(end):
-            return key.removesuffix(end), _TAILS[end]
-    parts = key.rsplit(".", 3)  # <layer>.lora_A.<adapter>.weight
-    if len(parts) == 4 and parts[3] == "weight" and parts[1] in _NAMED:
-        return parts[0], _NAMED[parts[1]]
-    return key, ""
-
-
-_BY_LENGTH = sorted(_TAILS, key=len, reverse=True)
 
 
 def _width(tensor: torch.Tensor) -> int:
