@@ -5,7 +5,6 @@ What a name stands for is asked of ``places``: the host's map from the names tha
 weights. Names that the host's map lacks (PEFT's, diffusers' newer ones, doubled prefixes) are spelled as it has them.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,12 +12,11 @@ from typing import Any, TypeVar
 import torch
 
 from ..adapters.pair import Pair
+from .alphas import ENCODERS, Alphas
 from .roles import ALPHA, DOWN, MAGNITUDE, MID, OF_LORA, UP, split
 
 T = TypeVar("T")
 _TEXT = ("lora_te", "lora_prior_te", "text_encoder", "text_model", "te1_", "te2_", "clip_", "t5xxl")
-_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-_COMPONENTS = ("unet", "transformer", *_ENCODERS)
 _DIFFERENCES = (".diff", ".diff_b")  # of biases and norms, mostly: core's trainer writes them, too
 _WRAPPERS = (
     "base_model.model.",
@@ -27,8 +25,6 @@ _WRAPPERS = (
     "unet.",
     "transformer.",
 )
-CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings
-_MAX_CONFIG = 4_000_000  # characters
 
 
 @dataclass(frozen=True)
@@ -90,11 +86,6 @@ def layers(names: Iterable[str]) -> dict[str, dict[str, str]]:
         ValueError: A layer has a tensor twice.
     """
     return _grouped(names)[0]
-
-
-def settings(metadata: Mapping[str, str]) -> str:
-    """What of a file's metadata its changes depend on."""
-    return metadata.get(CONFIG, "")
 
 
 def read(
@@ -181,12 +172,12 @@ def _spellings(name: str) -> Iterator[str]:
         yield name.replace("_encoder_layers_", "_text_model_encoder_layers_")
         return
     component, _, rest = name.partition(".")
-    component, rest = (component, rest) if component in _ENCODERS else ("", name)
+    component, rest = (component, rest) if component in ENCODERS else ("", name)
     bare = rest
     while any(bare.startswith(wrapper) for wrapper in _WRAPPERS):
         bare = next(bare.removeprefix(w) for w in _WRAPPERS if bare.startswith(w))
     if component or bare.startswith(("text_model.", "encoder.layers.")):
-        yield from _of_text(component or _ENCODERS[0], bare)
+        yield from _of_text(component or ENCODERS[0], bare)
         return
     bare = bare.replace(".processor.", ".")
     for spelled in (bare, f"{bare}.0") if bare.endswith(".to_out") else (bare,):
@@ -209,7 +200,7 @@ def _of_text(component: str, name: str) -> Iterator[str]:
     yield f"lora_te{number}_{name.replace('.', '_')}"
 
 
-def _pair(name: str, tensors: Mapping[str, torch.Tensor], alphas: "Alphas") -> Pair:
+def _pair(name: str, tensors: Mapping[str, torch.Tensor], alphas: Alphas) -> Pair:
     if not {UP, DOWN} <= set(tensors):
         raise ValueError(f"{name} has only one half of its LoRA: the file is not whole.")
     up, down = (_matrix(name, tensors[role]) for role in (UP, DOWN))
@@ -236,38 +227,6 @@ def _matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not bool(torch.isfinite(matrix).all()):
         raise ValueError(f"{name} has values that are not finite numbers: the LoRA is broken.")
     return matrix
-
-
-class Alphas:
-    """Alphas of a file: a tensor, else PEFT's settings, else the rank, as the host takes it."""
-
-    def __init__(self, metadata: Mapping[str, str]) -> None:
-        text = settings(metadata)
-        try:
-            config = json.loads(text) if text and len(text) <= _MAX_CONFIG else {}
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"The file's metadata '{CONFIG}' is no JSON: {error}") from error
-        self._config: dict[str, Any] = config if isinstance(config, dict) else {}
-
-    def of(self, name: str, tensor: torch.Tensor | None, rank: int) -> float:
-        """Alpha of one layer."""
-        if tensor is not None:
-            if tensor.numel() != 1 or not bool(torch.isfinite(tensor.float()).all()):
-                raise ValueError(
-                    f"{name}: alpha is {tensor.flatten()[:4].tolist()}, not one number."
-                )
-            return float(tensor)
-        parts = name.split(".")
-        component = parts[0] if parts[0] in _COMPONENTS else ""
-        alpha = self._config.get(f"{component}.lora_alpha", rank) if component else rank
-        patterns = self._config.get(f"{component}.alpha_pattern")
-        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            if name == pattern or name.endswith(f".{pattern}"):
-                alpha = value
-        if not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
-            raise ValueError(f"{name}: alpha is {alpha!r} in the file's metadata, not a number.")
-        by_root = bool(component) and self._config.get(f"{component}.use_rslora") is True
-        return float(alpha) * (rank**0.5 if by_root else 1.0)
 
 
 def _shape(pair: Pair) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from . import dialects
+from .alphas import Alphas
 from .roles import ALPHA, DOWN, MAGNITUDE, UP, split
 
 _PEFT_MAGNITUDE = ".lora_magnitude_vector"
@@ -98,7 +99,7 @@ def rename(
     """
     names = find(tensors, homes)
     made = Renamed()
-    alphas = dialects.Alphas(metadata)
+    alphas = Alphas(metadata)
     by_layer: dict[str, dict[str, str]] = {}
     for key, name in names.items():
         host = name.key if name.layer else key
@@ -108,8 +109,7 @@ def rename(
     made.layers = list(by_layer)
     for layer, keys in by_layer.items():
         _check(layer, {role: tensors[key] for role, key in keys.items()})
-        if DOWN in keys:
-            _complete(layer, keys, tensors, alphas, made)
+        _complete(layer, keys, tensors, alphas, made)
         if ALPHA in keys and keys[ALPHA].startswith(_KOHYA_OFT) and "oft_blocks" in keys:
             # kohya's limit is alpha times the layer's outputs, the host's is alpha itself.
             blocks = tensors[keys["oft_blocks"]]
@@ -140,16 +140,13 @@ def _complete(
     layer: str,
     keys: Mapping[str, str],
     tensors: Mapping[str, torch.Tensor],
-    alphas: dialects.Alphas,
+    alphas: Alphas,
     made: Renamed,
 ) -> None:
-    """Alpha from the metadata, and the shape of PEFT's magnitude: one number for each output."""
-    down = tensors[keys[DOWN]]
-    if ALPHA not in keys:
-        spelled = split(keys[DOWN])[0]
-        alpha, rank = alphas.of(spelled, None, down.shape[0]), down.shape[0]
-        if alpha != rank:
-            made.tensors[f"{layer}.{ALPHA}"] = torch.tensor(alpha)
-    if _PEFT_MAGNITUDE in keys.get(MAGNITUDE, ""):
-        scale = tensors[keys[MAGNITUDE]]
+    """What the metadata say of alpha, and the shape of PEFT's magnitude: one number for each output."""
+    spelled = split(next(iter(keys.values())))[0]
+    missing = alphas.missing(spelled, {role: tensors[key] for role, key in keys.items()})
+    made.tensors |= {f"{layer}.{role}": tensor for role, tensor in missing.items()}
+    if _PEFT_MAGNITUDE in keys.get(MAGNITUDE, "") and DOWN in keys:
+        scale, down = tensors[keys[MAGNITUDE]], tensors[keys[DOWN]]
         made.tensors[f"{layer}.{MAGNITUDE}"] = scale.reshape(-1, *(1,) * (down.ndim - 1))

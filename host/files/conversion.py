@@ -12,10 +12,11 @@ from ...adapters.file import AdapterFile
 from ...adapters.learned import MODEL, TEXT
 from ...loaders import lora_file
 from ...loaders.finite import refuse_not_finite
+from ...loaders.roles import ALPHA
 from ...loaders.writing import changes, dialects, magnitudes
 from ...loaders.writing import content as contents
 from ...loaders.writing.changes import Wish
-from ...loaders.writing.content import ALPHA, Content
+from ...loaders.writing.content import Content
 from ...registry import unknown
 from . import paths, result
 from .patched_weights import PatchedWeights

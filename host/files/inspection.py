@@ -16,9 +16,10 @@ from ...adapters.change import block_of
 from ...adapters.file import AdapterFile
 from ...adapters.learned import MODEL, TEXT
 from ...loaders.finite import not_finite
+from ...loaders.roles import ALPHA, DOWN, UP
 from ...loaders.writing import changes
 from ...loaders.writing import content as contents
-from ...loaders.writing.content import ALPHA, DOWN, Content, Roles
+from ...loaders.writing.content import Content, Roles
 from ...plain import plain
 from ..drawing.heat_map import Table, heat_map
 from ..text import embeddings
@@ -236,7 +237,7 @@ def _faults(file: AdapterFile, content: Content, broken: Iterable[str]) -> list[
 
 
 def _is_zero(roles: Roles) -> bool:
-    if set(roles) <= {contents.UP, DOWN, ALPHA}:
+    if set(roles) <= {UP, DOWN, ALPHA}:
         return not all(bool(t.any()) for t in roles.values())
     return "diff" in roles and not bool(roles["diff"].any())
 

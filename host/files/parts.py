@@ -12,7 +12,7 @@ from ...adapters.bottleneck import MARK, is_bottleneck
 from ...adapters.file import AdapterFile
 from ...adapters.targets import chosen, matching
 from ...adapters.tokens import BUNDLE
-from ...loaders import dialects, lora_file, renaming
+from ...loaders import alphas, lora_file, renaming
 from ...loaders.finite import refuse_not_finite
 from ...loaders.source import Source
 from . import homes
@@ -90,7 +90,7 @@ def take(source: Source, model: Any, choice: Choice, clip: Any = None, texts: bo
         renamed = renaming.rename(tensors, source.metadata, preferred)
     except ValueError as error:
         raise ValueError(f"'{source.name}': {error}") from error
-    said = {key: value for key, value in source.metadata.items() if key != dialects.CONFIG}
+    said = {key: value for key, value in source.metadata.items() if key != alphas.CONFIG}
     file = AdapterFile(renamed.tensors, said, source.name)
     places = {name: known[name] for name in renamed.layers}
     return Part(file, len(kept), len(set(layers.values())), places, tuple(homeless))

@@ -18,7 +18,7 @@ from ...adapters.file import AdapterFile
 from ...adapters.learned import Learned
 from ...adapters.pair import Kept, Pair
 from ...adapters.targets import kind, targets
-from ...loaders import dialects, lora_file
+from ...loaders import alphas, dialects, lora_file
 from ..request import Request
 from ..text import embeddings, start_words
 from . import result
@@ -224,7 +224,7 @@ def digest(file: AdapterFile) -> str:
     """SHA-256 of a file's tensors, and of the metadata and choices that a start depends on."""
     sha = hashlib.sha256(lora_file.data_hash(file.tensors).encode())
     shapes = sorted((name, tuple(tensor.shape)) for name, tensor in file.tensors.items())
-    sha.update(repr((shapes, dialects.settings(file.metadata), file.leave_out)).encode())
+    sha.update(repr((shapes, alphas.settings(file.metadata), file.leave_out)).encode())
     return sha.hexdigest()
 
 

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is in an adapter's file, whatever its dialect: tensors by layer and role, under generic names, none changed."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from ...adapters.bottleneck import is_bottleneck
 from ...adapters.pair import Pair
 from ...adapters.tokens import BUNDLE
+from ..alphas import Alphas
 from ..roles import ALPHA, DOWN, MAGNITUDE, MID, UP, down_names, split
 from .names import Spelling, generic
 
-CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings
 # Kinds whose tensors are called alike everywhere, by how their names begin.
 KINDS = {
     "hada_": "LoHa",
@@ -32,7 +30,6 @@ KINDS = {
     "b1.": "GLoRA",
     "b2.": "GLoRA",
 }
-_MAX_CONFIG = 4_000_000  # characters
 
 Roles = dict[str, torch.Tensor]
 
@@ -103,23 +100,17 @@ def read(
     """
     found = Content()
     spelling = Spelling(known, tensors)
-    alphas = _alphas(metadata or {})
+    spelled: dict[str, str] = {}
     for key, tensor in tensors.items():
         if key.startswith(BUNDLE):
             found.words[key] = tensor
         elif is_bottleneck(key):
             found.bottlenecks[key] = tensor
         else:
-            _take(found, key, tensor, spelling, tensors)
-    for key in tensors:
-        name, role = split(key)
-        if (
-            role == DOWN
-            and alphas
-            and (alpha := alphas(name, int(tensors[key].shape[0]))) is not None
-        ):
-            layer = found.layers[generic(name, spelling, _width(tensors[key]))[0]]
-            layer.setdefault(ALPHA, torch.tensor(alpha))
+            _take(found, key, tensor, spelling, tensors, spelled)
+    alphas = Alphas(metadata or {})
+    for layer, name in spelled.items():
+        found.layers[layer] |= alphas.missing(name, found.layers[layer])
     return found
 
 
@@ -182,6 +173,7 @@ def _take(
     tensor: torch.Tensor,
     spelling: Spelling,
     all_: Mapping[str, torch.Tensor],
+    spelled: dict[str, str],
 ) -> None:
     name, role = split(key)
     if not role:
@@ -190,6 +182,7 @@ def _take(
     down = next((all_[d] for d in down_names(name) if d in all_), tensor)
     layer, how = generic(name, spelling, _width(down))
     roles = found.layers.setdefault(layer, {})
+    spelled.setdefault(layer, name)
     if role in roles:
         found.doubled.append(key)
         return
@@ -224,28 +217,3 @@ def _dialect(kind_of: str) -> str:
     if root == "flat":
         return "kohya (diffusers names)" if modules == "theirs" else "kohya"
     return "ComfyUI generic" if root == "generic" else "diffusers names, kohya's ends"
-
-
-def _alphas(metadata: Mapping[str, str]) -> Any:
-    """What diffusers' metadata say of alphas: a function of a layer's name and rank; None where they say nothing."""
-    text = metadata.get(CONFIG, "")
-    if not text:
-        return None
-    try:
-        config = json.loads(text) if len(text) <= _MAX_CONFIG else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"The file's metadata '{CONFIG}' is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        return None
-
-    def alpha(name: str, rank: int) -> float | None:
-        component, _, module = name.partition(".")
-        value = config.get(f"{component}.lora_alpha")
-        patterns = config.get(f"{component}.alpha_pattern")
-        if isinstance(patterns, dict):
-            value = next((v for p, v in patterns.items() if module == p or name == p), value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return value * (rank**0.5 if config.get(f"{component}.use_rslora") is True else 1.0)
-
-    return alpha

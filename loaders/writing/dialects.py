@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from ...adapters.learned import TEXT
+from ..alphas import CONFIG
+from ..roles import ALPHA, DOWN, MAGNITUDE, MID, UP
 from . import names
-from .content import ALPHA, CONFIG, DOWN, MAGNITUDE, MID, UP, Content, Roles, kind
+from .content import Content, Roles, kind
 
 COMFYUI, KOHYA, KOHYA_DIFFUSERS = "ComfyUI generic", "kohya", "kohya (diffusers names)"
 DIFFUSERS, PEFT = "diffusers", "PEFT"
