@@ -13,7 +13,7 @@ import torch
 
 from . import dialects
 from .alphas import Alphas
-from .roles import ALPHA, DOWN, MAGNITUDE, UP, split
+from .roles import ALPHA, DOWN, MAGNITUDE, MID, UP, split
 
 _PEFT_MAGNITUDE = ".lora_magnitude_vector"
 _KOHYA_OFT = "oft_unet_"
@@ -130,6 +130,11 @@ def _check(layer: str, parts: Mapping[str, torch.Tensor]) -> None:
         raise ValueError(
             f"{layer}: up of shape {list(up.shape)} and down of shape {list(down.shape)} do not multiply, their ranks "
             "differ; the file is damaged or of another kind."
+        )
+    core, rank = parts.get(MID), len(down)
+    if core is not None and (core.ndim < 3 or core.shape[:2] != (rank, rank)):
+        raise ValueError(
+            f"{layer}: lora_mid of shape {list(core.shape)} does not go with rank {rank}; the file is damaged."
         )
     alpha = parts.get(ALPHA)
     if alpha is not None and alpha.numel() != 1:

@@ -81,6 +81,7 @@ def convert(
     refuse_not_finite(f"'{file.name}'", file.tensors, remedy)
     known = names_of(model)
     content = contents.read(file.tensors, file.metadata, known)
+    content.check()
     notes = _left_out(content)
     metadata = dict(file.metadata)
     if any("lora_magnitude_vector" in key for key in file.tensors):

@@ -41,8 +41,8 @@ class Report:
     """How much of a LoRA took effect.
 
     ``unmatched`` are keys that the model has no place for, ``misshapen`` those whose shape is
-    another than their place's. ``relative_change`` is |dW| / |W| over the touched weights
-    (Frobenius norms), None where the weights cannot be read. ``own`` of all are bottleneck adapters'.
+    another than their place's; ``shapes`` are their layers with both. ``relative_change`` is |dW| / |W| over the
+    touched weights (Frobenius norms), None where the weights cannot be read. ``own`` of all are bottleneck adapters'.
     """
 
     applied: int
@@ -51,6 +51,7 @@ class Report:
     misshapen: tuple[str, ...] = ()
     relative_change: float | None = None
     own: int = 0
+    shapes: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -69,7 +70,7 @@ class Report:
         if self.unmatched:
             said += f". The model has no place for {_some(self.unmatched)}"
         if self.misshapen:
-            said += f". Another shape than the model's: {_some(self.misshapen)}"
+            said += f". Another shape than the model's: {_some(self.shapes or self.misshapen)}"
         if self.own:
             which = "all" if self.own == self.total else f"{self.own}"
             said += f". Bottleneck adapters: {which} of them; Load Adapter loads these, ComfyUI's Load LoRA does not"
@@ -160,20 +161,20 @@ def apply_both(
             weights |= clip.cond_stage_model.state_dict()
         fitting = _fitting(loaded, weights, metadata)
         patched, patched_clip, taken = _patched(model, clip, fitting, own, strengths)
-        misfits, refused = loaded.keys() - fitting.keys(), fitting.keys() - taken
-        unmatched, misshapen = _lost(record, key_map, misfits, refused)
+        unmatched, misshapen = _lost(record, key_map, loaded, fitting, taken)
+        shapes = (*fitting_shapes.told(loaded, fitting, weights), *own.misshapen)
         total = len(record.of_file(record)) + own.total
         applied = total - own.total - len(unmatched) - len(misshapen) + own.applied
         if applied <= 0:
             raise ValueError(
-                f"None of the {total} tensors of the LoRA fits {type(model.model).__name__}, "
-                f"for example {_some([*record, *own.unmatched, *own.misshapen])}. It was trained on "
-                f"another kind of model. {own.reason}".rstrip()
+                f"None of the {total} tensors of the LoRA fits {type(model.model).__name__}, for example "
+                f"{_some(shapes or [*record, *own.unmatched])}. It was trained on another kind of model. "
+                f"{own.reason}".rstrip()
             )
         change = relative_change({k: fitting[k] for k in taken}, weights, model, clip)
-    unplaced = tuple(sorted([*unmatched, *own.unmatched]))
-    others = tuple(sorted([*misshapen, *own.misshapen]))
-    return patched, patched_clip, Report(applied, total, unplaced, others, change, own.total)
+    unplaced, others = [*unmatched, *own.unmatched], [*misshapen, *own.misshapen]
+    lost = (tuple(sorted(unplaced)), tuple(sorted(others)))
+    return patched, patched_clip, Report(applied, total, *lost, change, own.total, shapes)
 
 
 def _fitting(
@@ -189,10 +190,12 @@ def _fitting(
 def _lost(
     record: "_Record",
     key_map: Mapping[str, Any],
-    misfits: Collection[Any],
-    refused: Collection[Any],
+    loaded: Mapping[Any, Any],
+    fitting: Mapping[Any, Any],
+    taken: Collection[Any],
 ) -> tuple[set[str], set[str]]:
     """The file's tensors that have no place in the model, and those of another shape than their place's."""
+    misfits, refused = loaded.keys() - fitting.keys(), fitting.keys() - taken
     misshapen = record.keys_of(prefix for prefix, at in key_map.items() if at in misfits)
     left = record.keys_of(prefix for prefix, at in key_map.items() if at in refused)
     unmatched = (set(record) - record.read | left) - misshapen

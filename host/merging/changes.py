@@ -13,9 +13,9 @@ from ...adapters.learned import MODEL, TEXT
 from ...adapters.pair import Pair
 from ...adapters.targets import kind
 from ...adapters.tokens import BUNDLE
-from ...loaders import dialects
+from ...loaders import dialects, renaming
 from ...loaders.roles import DOWN, MID, UP
-from ..files import fitting_shapes, result, start
+from ..files import dora, fitting_shapes, homes, result, start
 from ..files.patched_weights import weight_of
 
 _WEIGHT, _BIAS = ".weight", ".bias"
@@ -90,8 +90,9 @@ def read(file: AdapterFile, model: Any, clip: Any, takes_any: bool) -> Changes:
     patches, notes = dict[str, list[Patch]](), []
     if others:
         _check_others(file, others, model, takes_any)
-        patches, lost = _patches({key: tensors[key] for key in others}, model)
-        notes += _notes(file, "tensors have no place in this model or another shape", lost)
+        patches, lost, misfits = _patches(file, {key: tensors[key] for key in others}, model)
+        notes += _notes(file, "tensors have no place in this model", lost)
+        found.misshapen += misfits
     notes += _notes(file, "layers have no place in this model", found.homeless)
     notes += _notes(file, "layers have another shape", found.misshapen)
     if not found.pairs and not patches and not words:
@@ -190,27 +191,31 @@ def _check_others(file: AdapterFile, others: list[str], model: Any, takes_any: b
 
 
 def _patches(
-    tensors: Mapping[str, torch.Tensor], model: Any
-) -> tuple[dict[str, list[Patch]], list[str]]:
-    """What the host's loader makes of tensors, by the weight's name; and those that it has no place for."""
+    file: AdapterFile, tensors: Mapping[str, torch.Tensor], model: Any
+) -> tuple[dict[str, list[Patch]], list[str], list[str]]:
+    """What the host's loader makes of tensors, by the weight's name; those that have no place, and other shapes."""
     import comfy.lora
 
-    key_map: dict[str, Any] = comfy.lora.model_lora_keys_unet(model.model, {})
+    known = homes.key_map(model)
     plain = {key: t.clone() if t.is_inference() else t for key, t in tensors.items()}
-    loaded = comfy.lora.load_lora(plain, key_map, log_missing=False)
+    try:
+        renamed = renaming.rename(plain, file.metadata, homes.preferred(known))
+    except ValueError as error:
+        raise ValueError(f"'{file.name}': {error}") from error
+    key_map = {layer: known[layer] for layer in renamed.layers}
+    loaded: dict[Any, Any] = comfy.lora.load_lora(renamed.tensors, key_map, log_missing=False)
     weights = model.model.state_dict()
+    fitting = {at: one for at, one in loaded.items() if fitting_shapes.fits(one, at, weights)}
     made: dict[str, list[Patch]] = {}
-    for at, patch in loaded.items():
-        if fitting_shapes.fits(patch, at, weights):
-            key, *rest = (at,) if isinstance(at, str) else at
-            offset, function = (*rest, None, None)[:2]
-            made.setdefault(key, []).append((patch, offset, function))
-    starts = tuple(
-        f"{prefix}."
-        for prefix, at in key_map.items()
-        if (at if isinstance(at, str) else at[0]) in made or _bias_of(at) in made
+    for at, patch in dora.exact(fitting, file.metadata).items():
+        key, *rest = (at,) if isinstance(at, str) else at
+        offset, function = (*rest, None, None)[:2]
+        made.setdefault(key, []).append((patch, offset, function))
+    taken = tuple(
+        f"{prefix}." for prefix, at in key_map.items() if at in loaded or _bias_of(at) in loaded
     )
-    return made, [key for key in tensors if not key.startswith(starts)]
+    lost = [key for name, key in renamed.origins.items() if not name.startswith(taken)]
+    return made, lost, list(fitting_shapes.told(loaded, fitting, weights))
 
 
 def _bias_of(at: Any) -> str:

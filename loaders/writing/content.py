@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is in an adapter's file, whatever its dialect: tensors by layer and role, under generic names, none changed."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -68,6 +69,16 @@ class Content:
         found = Counter(kind(roles) for roles in self.layers.values())
         return found + Counter({"bottleneck": len(self.bottlenecks)} if self.bottlenecks else {})
 
+    def check(self) -> None:
+        """Refuse it where the tensors of a low-rank layer do not go together.
+
+        Raises:
+            ValueError: Names the layer, and the shapes.
+        """
+        for name, roles in self.layers.items():
+            if kind(roles) in ("LoRA", "DoRA"):
+                check(name, roles)
+
     def dialect(self) -> str:
         """What the file's dialect is called, the commonest where it has several."""
         if not self.kinds:
@@ -127,6 +138,35 @@ def kind(roles: Iterable[str]) -> str:
     return "nothing"
 
 
+def check(name: str, roles: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a low-rank layer whose tensors do not go together.
+
+    Args:
+        name: The layer, for messages.
+        roles: Its tensors.
+
+    Raises:
+        ValueError: It is not whole, its numbers are none, or up and down do not multiply.
+    """
+    half = next((role for role in (UP, DOWN) if role not in roles), None)
+    if half:
+        raise ValueError(f"{name} has no {half}: the file is not whole. Save or download it again.")
+    up, down, core, alpha = roles[UP], roles[DOWN], roles.get(MID), roles.get(ALPHA)
+    for tensor in (up, down):
+        if tensor.ndim < 2 or not tensor.is_floating_point():
+            raise ValueError(f"{name}: shape {list(tensor.shape)} of {tensor.dtype} is no LoRA's.")
+    rank, columns = len(down), math.prod(up.shape[1:])
+    if not rank or columns != rank:
+        raise ValueError(
+            f"{name}: up {list(up.shape)} has rank {columns} and down {list(down.shape)} rank {rank}, which do not "
+            "multiply: the file is damaged, or of another kind."
+        )
+    if core is not None and (core.ndim < 3 or core.shape[:2] != (rank, rank)):
+        raise ValueError(f"{name}: {MID} {list(core.shape)} does not go with rank {rank}.")
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError(f"{name}: alpha has shape {list(alpha.shape)}; it must be one number.")
+
+
 def pair(name: str, roles: Mapping[str, torch.Tensor]) -> Pair:
     """The low-rank change of one layer; of a DoRA, that of V.
 
@@ -138,33 +178,14 @@ def pair(name: str, roles: Mapping[str, torch.Tensor]) -> Pair:
         The factors in fp32, a core folded into the down one.
 
     Raises:
-        ValueError: It is not whole, its numbers are none, or up and down do not multiply.
+        ValueError: As ``check``.
     """
-    half = next((role for role in (UP, DOWN) if role not in roles), None)
-    if half:
-        raise ValueError(f"{name} has no {half}: the file is not whole. Save or download it again.")
-    up, down = (_matrix(name, roles[role]) for role in (UP, DOWN))
-    rank = down.shape[0]
-    if not rank or up.shape[1] != rank:
-        raise ValueError(
-            f"{name}: up {list(roles[UP].shape)} has rank {up.shape[1]} and down {list(roles[DOWN].shape)} rank "
-            f"{rank}, which do not multiply: the file is damaged, or of another kind."
-        )
+    check(name, roles)
+    up, down = (roles[role].detach().to("cpu", torch.float32).flatten(1) for role in (UP, DOWN))
     if MID in roles:
-        core = roles[MID].to(torch.float32)
-        if core.ndim < 3 or core.shape[:2] != (rank, rank):
-            raise ValueError(f"{name}: {MID} {list(core.shape)} does not go with rank {rank}.")
-        down = torch.einsum("mns,ni->mis", core.flatten(2), down).flatten(1)
+        down = torch.einsum("mns,ni->mis", roles[MID].to(torch.float32).flatten(2), down).flatten(1)
     alpha = roles.get(ALPHA)
-    if alpha is not None and alpha.numel() != 1:
-        raise ValueError(f"{name}: alpha has shape {list(alpha.shape)}; it must be one number.")
-    return Pair(down, up, float(rank if alpha is None else alpha))
-
-
-def _matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.ndim < 2 or not tensor.is_floating_point():
-        raise ValueError(f"{name}: shape {list(tensor.shape)} of {tensor.dtype} is no LoRA's.")
-    return tensor.detach().to("cpu", torch.float32).flatten(1)
+    return Pair(down, up, float(len(down) if alpha is None else alpha))
 
 
 def _take(
