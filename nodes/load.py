@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import graph
-from ..host.files import loading, lora_files
+from ..host.files import loading, lora_files, parts
 from ..host.files.strengths import MOST, Strengths
 from .schema import GraftAdapter, choice, number, output, schema, socket, text
 
@@ -99,7 +99,7 @@ class LoadAdapter(io.ComfyNode):
         clip: Any = None,
         adapter: Any = None,
     ) -> io.NodeOutput:
-        given = lora_files.load_any(file) if adapter is None else adapter
+        given = adapter or parts.placed(lora_files.opened(file), model, clip)
         how = Strengths(strength_model, strength_clip, strengths)
         model, clip, report = loading.load(model, clip, given, how)
         graph.show_text(cls.hidden.unique_id, report)

@@ -204,6 +204,35 @@ def test_a_file_for_another_stable_diffusion_is_named(dialect):
         parts.take(in_memory(file), model, lambda names: names)
 
 
+def test_what_has_no_place_is_not_read(tmp_path, monkeypatch):
+    """Without a CLIP not one byte of the text encoders' tensors, and the report is that of the whole file."""
+    from graft.host.files import loading, parts
+    from graft.host.files.strengths import WHOLE
+    from graft.loaders import lora_file
+    from graft.loaders.source import on_disk
+    from tests.nodes.test_load import everything
+
+    model, clip = tiny.model("sdxl"), tiny.clip("sdxl")
+    path = tmp_path / "all.safetensors"
+    elsewhere = {f"lora_unet_no_such.lora_{h}.weight": torch.ones(2, 2) for h in ("up", "down")}
+    lora_file.write(path, everything(model, clip) | elsewhere)
+    whole = lora_file.read(path)
+    read, original = [], lora_file.read_some
+    monkeypatch.setattr(
+        lora_file, "read_some", lambda at, names: read.extend(names) or original(at, names)
+    )
+    text = {name for name in whole.tensors if name.startswith("text_encoders.")}
+    for side, left in ((None, text | elsewhere.keys()), (clip, elsewhere.keys())):
+        read.clear()
+        file = parts.placed(on_disk(path), model, side)
+        assert set(read) == whole.tensors.keys() - left and len(text) == 2
+        assert all(file.tensors[name].is_meta == (name in left) for name in whole.tensors)
+        assert all(torch.equal(file.tensors[name], whole.tensors[name]) for name in read)
+        patched, _, report = loading.load(model, side, file, WHOLE)
+        oracle, _, said = loading.load(model, side, whole, WHOLE)
+        assert report == said and patched.patches.keys() == oracle.patches.keys()
+
+
 def test_what_is_broken_says_so():
     from graft.adapters.file import AdapterFile
     from graft.host.files import loading, parts
