@@ -20,7 +20,7 @@ from ...loaders.roles import ALPHA, DOWN, UP
 from ...loaders.writing import changes
 from ...loaders.writing import content as contents
 from ...loaders.writing.content import Content, Roles
-from ...plain import plain
+from ...plain import plain, some
 from ..drawing.heat_map import Table, heat_map
 from ..text import embeddings
 from . import conversion, result
@@ -233,7 +233,7 @@ def _faults(file: AdapterFile, content: Content, broken: Iterable[str]) -> list[
         ),
         ("vectors of new words, which ComfyUI's Load LoRA passes over", list(content.words)),
     )
-    return [f"{len(names)} {what}: {_some(names)}" for what, names in listed if names]
+    return [f"{len(names)} {what}: {some(names, _LISTED)}" for what, names in listed if names]
 
 
 def _is_zero(roles: Roles) -> bool:
@@ -314,9 +314,3 @@ def _span(values: Counter[Any]) -> str:
         if len(listed) == 1
         else f"{listed[0]} to {listed[-1]}"
     )
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = [plain(name, 200) for name in names]
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more

@@ -16,7 +16,7 @@ from ...adapters.bottleneck import is_bottleneck
 from ...adapters.file import AdapterFile
 from ...adapters.tokens import BUNDLE
 from ...loaders import lora_file, renaming
-from ...plain import percent
+from ...plain import percent, some
 from ..model import bottlenecks
 from . import dora, fitting_shapes, homes, paths
 from .relative_change import relative_change
@@ -68,9 +68,9 @@ class Report:
             parts.append(f"|dW| = {percent(self.relative_change)} of |W|")
         said = ", ".join(parts)
         if self.unmatched:
-            said += f". The model has no place for {_some(self.unmatched)}"
+            said += f". The model has no place for {some(sorted(self.unmatched), _LISTED)}"
         if self.misshapen:
-            said += f". Another shape than the model's: {_some(self.shapes or self.misshapen)}"
+            said += f". Another shape than the model's: {some(sorted(self.shapes or self.misshapen), _LISTED)}"
         if self.own:
             which = "all" if self.own == self.total else f"{self.own}"
             said += f". Bottleneck adapters: {which} of them; Load Adapter loads these, ComfyUI's Load LoRA does not"
@@ -168,8 +168,8 @@ def apply_both(
         if applied <= 0:
             raise ValueError(
                 f"None of the {total} tensors of the LoRA fits {type(model.model).__name__}, for example "
-                f"{_some(shapes or [*record, *own.unmatched])}. It was trained on another kind of model. "
-                f"{own.reason}".rstrip()
+                f"{some(sorted(shapes or [*record, *own.unmatched]), _LISTED)}. It was trained on another kind of "
+                f"model. {own.reason}".rstrip()
             )
         change = relative_change({k: fitting[k] for k in taken}, weights, model, clip)
     unplaced, others = [*unmatched, *own.unmatched], [*misshapen, *own.misshapen]
@@ -380,9 +380,3 @@ class _Record(dict[str, torch.Tensor]):
     def of_file(self, keys: Iterable[str]) -> set[str]:
         """The file's own names of these; a tensor that is no file's has none."""
         return {self._origins[key] or key for key in keys if key in self._origins}
-
-
-def _some(keys: Iterable[str]) -> str:
-    listed = sorted(keys)
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more

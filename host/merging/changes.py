@@ -15,11 +15,11 @@ from ...adapters.targets import kind
 from ...adapters.tokens import BUNDLE
 from ...loaders import dialects, renaming
 from ...loaders.roles import DOWN, MID, UP
+from ...plain import some
 from ..files import dora, fitting_shapes, homes, result, start
 from ..files.patched_weights import weight_of
 
 _WEIGHT, _BIAS = ".weight", ".bias"
-_LISTED = 4
 Patch = tuple[Any, Any, Any]  # what the host's loader made, offset, function
 
 
@@ -98,7 +98,7 @@ def read(file: AdapterFile, model: Any, clip: Any, takes_any: bool) -> Changes:
     if not found.pairs and not patches and not words:
         raise ValueError(
             f"'{file.name}' has nothing to merge{'' if model is None else f' into {type(model.model).__name__}'}: "
-            f"{'; '.join(notes) or _some(list(file.tensors)) or 'it is empty'}."
+            f"{'; '.join(notes) or some(list(file.tensors)) or 'it is empty'}."
         )
     shapes = {own[name].module: _columns(tensors, name) for name in own}
     shapes |= _shapes(model) if model is not None else {}
@@ -174,19 +174,19 @@ def _check_others(file: AdapterFile, others: list[str], model: Any, takes_any: b
     )
     if not takes_any:
         raise ValueError(
-            f"'{file.name}' {what} cannot be merged in this mode ({_some(others)}): choose 'sum', and connect "
+            f"'{file.name}' {what} cannot be merged in this mode ({some(others)}): choose 'sum', and connect "
             "the MODEL."
         )
     if model is None:
         raise ValueError(
-            f"'{file.name}' {what} can only be merged into the weights they are for ({_some(others)}): connect the "
+            f"'{file.name}' {what} can only be merged into the weights they are for ({some(others)}): connect the "
             "MODEL."
         )
     texts = [key for key in others if dialects.is_text(key)]
     if texts:
         raise ValueError(
             f"'{file.name}' changes text encoders otherwise than as a LoRA, and such changes cannot be merged: "
-            f"{_some(texts)}."
+            f"{some(texts)}."
         )
 
 
@@ -224,9 +224,4 @@ def _bias_of(at: Any) -> str:
 
 
 def _notes(file: AdapterFile, what: str, names: list[str]) -> list[str]:
-    return [f"left out of '{file.name}': {len(names)} {what} ({_some(names)})"] if names else []
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return [f"left out of '{file.name}': {len(names)} {what} ({some(names)})"] if names else []

@@ -16,7 +16,6 @@ from ..roles import ALPHA, DOWN, MAGNITUDE, MID, UP
 from .content import Roles, kind, pair
 
 _LOW_RANK = ("LoRA", "DoRA")
-_SIMPLE = {"LoHa": "hada_", "LoKr": "lokr_", "full": "diff"}
 
 
 @dataclass(frozen=True)
