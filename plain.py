@@ -7,6 +7,7 @@ sequence), ends of lines, marks that turn the direction of writing, invisible ch
 
 import html
 import re
+from collections.abc import Iterable
 
 _HARMFUL = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -38,6 +39,13 @@ def plain(text: object, most: int = 0) -> str:
     if most and len(whole) > most:
         whole = f"{whole[: most - 3]}..."
     return _HARMFUL.sub(_escaped, whole)
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """The first of several names as plain text, and how many more there are: ``a, b and 3 more``."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(plain(name, 200) for name in listed[:most]) + more
 
 
 def percent(ratio: float) -> str:

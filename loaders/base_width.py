@@ -4,11 +4,11 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from . import renaming
+from .roles import DOWN, split
 
 _NAMES = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "SDXL"}
 _READS_TEXT = re.compile(r"(?:^|[._])attn2[._](?:processor[._])?to_[kv]$")
-_ADDED = (renaming.DOWN, ".diff")  # of shape [rank or outputs, width]
+_ADDED = (DOWN, "diff")  # of shape [rank or outputs, width]
 
 
 def of_file(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -21,8 +21,8 @@ def of_file(shapes: Mapping[str, tuple[int, ...]]) -> int:
         The columns of the first layer that reads texts.
     """
     for key, shape in shapes.items():
-        layer, end = renaming.split(key)
-        if end in _ADDED and len(shape) == 2 and _READS_TEXT.search(layer):
+        layer, role = split(key)
+        if role in _ADDED and len(shape) == 2 and _READS_TEXT.search(layer):
             return shape[1]
     return 0
 

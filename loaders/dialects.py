@@ -5,7 +5,6 @@ What a name stands for is asked of ``places``: the host's map from the names tha
 weights. Names that the host's map lacks (PEFT's, diffusers' newer ones, doubled prefixes) are spelled as it has them.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,32 +12,11 @@ from typing import Any, TypeVar
 import torch
 
 from ..adapters.pair import Pair
+from .alphas import ENCODERS, Alphas
+from .roles import ALPHA, DOWN, MAGNITUDE, MID, OF_LORA, UP, split
 
 T = TypeVar("T")
-# What a tensor is, by the end of its name.
-_ROLES = {
-    ".lora_up.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_mid.weight": "mid",
-    "_lora.up.weight": "up",
-    "_lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.weight": "down",
-    ".lora_B": "up",
-    ".lora_A": "down",
-    ".alpha": "alpha",
-    ".dora_scale": "magnitude",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-}
-_PEFT = {"lora_B": "up", "lora_A": "down", "lora_magnitude_vector": "magnitude"}
 _TEXT = ("lora_te", "lora_prior_te", "text_encoder", "text_model", "te1_", "te2_", "clip_", "t5xxl")
-_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-_COMPONENTS = ("unet", "transformer", *_ENCODERS)
 _DIFFERENCES = (".diff", ".diff_b")  # of biases and norms, mostly: core's trainer writes them, too
 _WRAPPERS = (
     "base_model.model.",
@@ -47,8 +25,6 @@ _WRAPPERS = (
     "unet.",
     "transformer.",
 )
-CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings
-_MAX_CONFIG = 4_000_000  # characters
 
 
 @dataclass(frozen=True)
@@ -89,7 +65,7 @@ class Reading:
 
 def is_lora(names: Iterable[str]) -> bool:
     """Whether some of these names of tensors are those of a LoRA."""
-    return any(part_of(name)[1] in ("up", "down") for name in names)
+    return any(split(name)[1] in (UP, DOWN) for name in names)
 
 
 def is_text(name: str) -> bool:
@@ -98,7 +74,7 @@ def is_text(name: str) -> bool:
 
 
 def layers(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Names of a file's tensors by layer and by what they are for it: ``up``, ``down``, ``mid``, ``alpha``.
+    """Names of a LoRA's tensors by layer and by what they are for it, see ``roles``.
 
     Args:
         names: Of all tensors.
@@ -110,11 +86,6 @@ def layers(names: Iterable[str]) -> dict[str, dict[str, str]]:
         ValueError: A layer has a tensor twice.
     """
     return _grouped(names)[0]
-
-
-def settings(metadata: Mapping[str, str]) -> str:
-    """What of a file's metadata its changes depend on."""
-    return metadata.get(CONFIG, "")
 
 
 def read(
@@ -146,7 +117,7 @@ def read(
         place = look_up(name, places)
         if place is None and name.startswith(_TEXT):
             found.text.append(name)
-        elif "magnitude" in keys or not {"up", "down"} & set(keys):
+        elif MAGNITUDE in keys or not {UP, DOWN} & set(keys):
             found.other += keys.values()
         elif place is None:
             found.homeless.append(name)
@@ -168,12 +139,12 @@ def read(
 
 
 def _grouped(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Names of tensors by layer and role, and those that have no role."""
+    """Names of tensors by layer and role, and those that are no LoRA's."""
     layers: dict[str, dict[str, str]] = {}
     other = []
     for key in names:
-        name, role = part_of(key)
-        if not role:
+        name, role = split(key)
+        if role not in OF_LORA:
             other.append(key)
             continue
         keys = layers.setdefault(name, {})
@@ -181,20 +152,6 @@ def _grouped(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]
             raise ValueError(f"The file has the tensor {key} twice: the other is {keys[role]}.")
         keys[role] = key
     return layers, other
-
-
-def part_of(key: str) -> tuple[str, str]:
-    """The layer's name and what the tensor is for it; an empty text when it is nothing of a LoRA."""
-    for end, role in _ROLES.items():
-        if key.endswith(end):
-            return key.removesuffix(end), role
-    parts = key.rsplit(".", 3)  # <layer>.lora_A.<adapter>.weight
-    if len(parts) == 4 and parts[3] == "weight" and parts[1] in _PEFT:
-        return parts[0], _PEFT[parts[1]]
-    parts = key.rsplit(".", 2)  # <layer>.lora_magnitude_vector.<adapter>
-    if len(parts) == 3 and parts[1] == "lora_magnitude_vector":
-        return parts[0], _PEFT[parts[1]]
-    return key, ""
 
 
 def look_up(name: str, places: Mapping[str, T]) -> T | None:
@@ -215,12 +172,12 @@ def _spellings(name: str) -> Iterator[str]:
         yield name.replace("_encoder_layers_", "_text_model_encoder_layers_")
         return
     component, _, rest = name.partition(".")
-    component, rest = (component, rest) if component in _ENCODERS else ("", name)
+    component, rest = (component, rest) if component in ENCODERS else ("", name)
     bare = rest
     while any(bare.startswith(wrapper) for wrapper in _WRAPPERS):
         bare = next(bare.removeprefix(w) for w in _WRAPPERS if bare.startswith(w))
     if component or bare.startswith(("text_model.", "encoder.layers.")):
-        yield from _of_text(component or _ENCODERS[0], bare)
+        yield from _of_text(component or ENCODERS[0], bare)
         return
     bare = bare.replace(".processor.", ".")
     for spelled in (bare, f"{bare}.0") if bare.endswith(".to_out") else (bare,):
@@ -243,14 +200,13 @@ def _of_text(component: str, name: str) -> Iterator[str]:
     yield f"lora_te{number}_{name.replace('.', '_')}"
 
 
-def _pair(name: str, tensors: Mapping[str, torch.Tensor], alphas: "Alphas") -> Pair:
-    if not {"up", "down"} <= set(tensors):
+def _pair(name: str, tensors: Mapping[str, torch.Tensor], alphas: Alphas) -> Pair:
+    if not {UP, DOWN} <= set(tensors):
         raise ValueError(f"{name} has only one half of its LoRA: the file is not whole.")
-    flat = {role: _matrix(name, t) for role, t in tensors.items() if role in ("up", "down")}
-    up, down = flat["up"], flat["down"]
+    up, down = (_matrix(name, tensors[role]) for role in (UP, DOWN))
     rank = down.shape[0]
-    if "mid" in tensors:  # LoCon with a core: fold it into down, as the host does
-        core = tensors["mid"].to(torch.float32)
+    if MID in tensors:  # LoCon with a core: fold it into down, as the host does
+        core = tensors[MID].to(torch.float32)
         if core.ndim < 3 or core.shape[:2] != (rank, rank) or not bool(torch.isfinite(core).all()):
             raise ValueError(
                 f"{name}: lora_mid of shape {list(core.shape)} does not go with rank {rank}."
@@ -258,10 +214,10 @@ def _pair(name: str, tensors: Mapping[str, torch.Tensor], alphas: "Alphas") -> P
         down = torch.einsum("mns,ni->mis", core.flatten(2), down).flatten(1)
     if not rank or up.shape[1] != rank:
         raise ValueError(
-            f"{name}: up of shape {list(tensors['up'].shape)} and down of shape {list(tensors['down'].shape)} do "
+            f"{name}: up of shape {list(tensors[UP].shape)} and down of shape {list(tensors[DOWN].shape)} do "
             "not multiply; the file is damaged or of another kind."
         )
-    return Pair(down, up, alphas.of(name, tensors.get("alpha"), rank))
+    return Pair(down, up, alphas.of(name, tensors.get(ALPHA), rank))
 
 
 def _matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -271,38 +227,6 @@ def _matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not bool(torch.isfinite(matrix).all()):
         raise ValueError(f"{name} has values that are not finite numbers: the LoRA is broken.")
     return matrix
-
-
-class Alphas:
-    """Alphas of a file: a tensor, else PEFT's settings, else the rank, as the host takes it."""
-
-    def __init__(self, metadata: Mapping[str, str]) -> None:
-        text = settings(metadata)
-        try:
-            config = json.loads(text) if text and len(text) <= _MAX_CONFIG else {}
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"The file's metadata '{CONFIG}' is no JSON: {error}") from error
-        self._config: dict[str, Any] = config if isinstance(config, dict) else {}
-
-    def of(self, name: str, tensor: torch.Tensor | None, rank: int) -> float:
-        """Alpha of one layer."""
-        if tensor is not None:
-            if tensor.numel() != 1 or not bool(torch.isfinite(tensor.float()).all()):
-                raise ValueError(
-                    f"{name}: alpha is {tensor.flatten()[:4].tolist()}, not one number."
-                )
-            return float(tensor)
-        parts = name.split(".")
-        component = parts[0] if parts[0] in _COMPONENTS else ""
-        alpha = self._config.get(f"{component}.lora_alpha", rank) if component else rank
-        patterns = self._config.get(f"{component}.alpha_pattern")
-        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            if name == pattern or name.endswith(f".{pattern}"):
-                alpha = value
-        if not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
-            raise ValueError(f"{name}: alpha is {alpha!r} in the file's metadata, not a number.")
-        by_root = bool(component) and self._config.get(f"{component}.use_rslora") is True
-        return float(alpha) * (rank**0.5 if by_root else 1.0)
 
 
 def _shape(pair: Pair) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..adapters.bottleneck import is_bottleneck
 from ..adapters.file import AdapterFile
 from ..plain import plain
 from ..safetensors_header import Header, read_header
+from .alphas import beside
 
 _DTYPES = {
     torch.float64: "F64",
@@ -183,7 +185,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def header(path: Path) -> Header:
-    """What a file says of itself; none of its tensors is read.
+    """What a file says of itself, with PEFT's settings beside it; none of its tensors is read.
 
     Args:
         path: The file.
@@ -199,7 +201,8 @@ def header(path: Path) -> Header:
         raise FileNotFoundError(
             f"There is no file '{plain(path.name)}' in '{plain(path.parent.name)}'."
         )
-    return read_header(path)
+    found = read_header(path)
+    return replace(found, metadata={**beside(path), **found.metadata})
 
 
 @contextlib.contextmanager

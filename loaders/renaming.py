@@ -12,30 +12,10 @@ from dataclasses import dataclass, field
 import torch
 
 from . import dialects
+from .alphas import Alphas
+from .roles import ALPHA, DOWN, MAGNITUDE, MID, UP, split
 
-UP, DOWN, MID, ALPHA, SCALE = (
-    ".lora_up.weight",
-    ".lora_down.weight",
-    ".lora_mid.weight",
-    ".alpha",
-    ".dora_scale",
-)
-_BY_ROLE = {"up": UP, "down": DOWN, "mid": MID, "alpha": ALPHA, "magnitude": SCALE}
-# What the host reads of other kinds than LoRA, at the end of a name.
-_ENDS = (
-    *(f".hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-    *(f".lokr_{part}" for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t2")),
-    ".oft_blocks",
-    ".rescale",
-    *(f".{part}.weight" for part in ("a1", "a2", "b1", "b2")),
-    ".diff",
-    ".diff_b",
-    ".w_norm",
-    ".b_norm",
-    ".set_weight",
-    ".reshape_weight",
-)
-_MAGNITUDE = ".lora_magnitude_vector"
+_PEFT_MAGNITUDE = ".lora_magnitude_vector"
 _KOHYA_OFT = "oft_unet_"
 
 
@@ -45,16 +25,16 @@ class Name:
 
     Attributes:
         layer: The layer's name that the host reads; empty where the model has none of it.
-        end: What of the layer it is, as the host has it.
+        role: What of the layer it is, see ``roles``.
     """
 
     layer: str
-    end: str
+    role: str
 
     @property
     def key(self) -> str:
         """The tensor's name that the host reads."""
-        return f"{self.layer}{self.end}"
+        return f"{self.layer}.{self.role}"
 
 
 @dataclass
@@ -80,7 +60,7 @@ def find(names: Iterable[str], homes: Mapping[str, str]) -> dict[str, Name]:
         homes: For every name of a layer that the host reads, the one to use.
 
     Returns:
-        By the file's name; a ``layer`` is empty where it has none here, and ``end`` where it is no adapter's tensor.
+        By the file's name; a ``layer`` is empty where it has none here, and ``role`` where it is no adapter's tensor.
 
     Raises:
         ValueError: Two tensors are the same one of a layer.
@@ -89,10 +69,10 @@ def find(names: Iterable[str], homes: Mapping[str, str]) -> dict[str, Name]:
     taken: dict[str, str] = {}
     layers: dict[str, str] = {}
     for key in names:
-        spelled, end = split(key)
-        if end and spelled not in layers:
+        spelled, role = split(key)
+        if role and spelled not in layers:
             layers[spelled] = dialects.look_up(spelled, homes) or ""
-        name = found[key] = Name(layers.get(spelled, "") if end else "", end)
+        name = found[key] = Name(layers.get(spelled, "") if role else "", role)
         if name.layer and taken.setdefault(name.key, key) != key:
             raise ValueError(
                 f"The file has a tensor of layer {name.layer} twice, as {taken[name.key]} and as {key}; it may hold "
@@ -119,36 +99,24 @@ def rename(
     """
     names = find(tensors, homes)
     made = Renamed()
-    alphas = dialects.Alphas(metadata)
+    alphas = Alphas(metadata)
     by_layer: dict[str, dict[str, str]] = {}
     for key, name in names.items():
         host = name.key if name.layer else key
         made.tensors[host], made.origins[host] = tensors[key], key
         if name.layer:
-            by_layer.setdefault(name.layer, {})[name.end] = key
+            by_layer.setdefault(name.layer, {})[name.role] = key
     made.layers = list(by_layer)
-    for layer, ends in by_layer.items():
-        _check(layer, {end: tensors[key] for end, key in ends.items()})
-        if DOWN in ends:
-            _complete(layer, ends, tensors, alphas, made)
-        if ALPHA in ends and ends[ALPHA].startswith(_KOHYA_OFT) and ".oft_blocks" in ends:
+    for layer, keys in by_layer.items():
+        _check(layer, {role: tensors[key] for role, key in keys.items()})
+        _complete(layer, keys, tensors, alphas, made)
+        if ALPHA in keys and keys[ALPHA].startswith(_KOHYA_OFT) and "oft_blocks" in keys:
             # kohya's limit is alpha times the layer's outputs, the host's is alpha itself.
-            blocks = tensors[ends[".oft_blocks"]]
-            made.tensors[f"{layer}{ALPHA}"] = (
-                tensors[ends[ALPHA]] * blocks.shape[0] * blocks.shape[1]
+            blocks = tensors[keys["oft_blocks"]]
+            made.tensors[f"{layer}.{ALPHA}"] = (
+                tensors[keys[ALPHA]] * blocks.shape[0] * blocks.shape[1]
             )
     return made
-
-
-def split(key: str) -> tuple[str, str]:
-    """The layer's name in the file and what of it a tensor is, as the host has it; an empty end for other tensors."""
-    name, role = dialects.part_of(key)
-    if role:
-        return name, _BY_ROLE[role]
-    for end in _ENDS:
-        if key.endswith(end):
-            return key.removesuffix(end), end
-    return key, ""
 
 
 def _check(layer: str, parts: Mapping[str, torch.Tensor]) -> None:
@@ -163,6 +131,11 @@ def _check(layer: str, parts: Mapping[str, torch.Tensor]) -> None:
             f"{layer}: up of shape {list(up.shape)} and down of shape {list(down.shape)} do not multiply, their ranks "
             "differ; the file is damaged or of another kind."
         )
+    core, rank = parts.get(MID), len(down)
+    if core is not None and (core.ndim < 3 or core.shape[:2] != (rank, rank)):
+        raise ValueError(
+            f"{layer}: lora_mid of shape {list(core.shape)} does not go with rank {rank}; the file is damaged."
+        )
     alpha = parts.get(ALPHA)
     if alpha is not None and alpha.numel() != 1:
         raise ValueError(f"{layer}: alpha has the shape {list(alpha.shape)}, and is one number.")
@@ -170,18 +143,15 @@ def _check(layer: str, parts: Mapping[str, torch.Tensor]) -> None:
 
 def _complete(
     layer: str,
-    ends: Mapping[str, str],
+    keys: Mapping[str, str],
     tensors: Mapping[str, torch.Tensor],
-    alphas: dialects.Alphas,
+    alphas: Alphas,
     made: Renamed,
 ) -> None:
-    """Alpha from the metadata, and the shape of PEFT's magnitude: one number for each output."""
-    down = tensors[ends[DOWN]]
-    if ALPHA not in ends:
-        spelled = split(ends[DOWN])[0]
-        alpha, rank = alphas.of(spelled, None, down.shape[0]), down.shape[0]
-        if alpha != rank:
-            made.tensors[f"{layer}{ALPHA}"] = torch.tensor(alpha)
-    if _MAGNITUDE in ends.get(SCALE, ""):
-        scale = tensors[ends[SCALE]]
-        made.tensors[f"{layer}{SCALE}"] = scale.reshape(-1, *(1,) * (down.ndim - 1))
+    """What the metadata say of alpha, and the shape of PEFT's magnitude: one number for each output."""
+    spelled = split(next(iter(keys.values())))[0]
+    missing = alphas.missing(spelled, {role: tensors[key] for role, key in keys.items()})
+    made.tensors |= {f"{layer}.{role}": tensor for role, tensor in missing.items()}
+    if _PEFT_MAGNITUDE in keys.get(MAGNITUDE, "") and DOWN in keys:
+        scale, down = tensors[keys[MAGNITUDE]], tensors[keys[DOWN]]
+        made.tensors[f"{layer}.{MAGNITUDE}"] = scale.reshape(-1, *(1,) * (down.ndim - 1))

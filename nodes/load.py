@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import graph
-from ..host.files import loading, lora_files
+from ..host.files import loading, lora_files, parts
 from ..host.files.strengths import MOST, Strengths
 from ..host.model.limits import Limits
 from .schema import GraftAdapter, choice, number, output, schema, socket, text
@@ -143,7 +143,7 @@ class LoadAdapter(io.ComfyNode):
         mask: Any = None,
     ) -> io.NodeOutput:
         limits = Limits(start_percent, end_percent, mask)
-        given = lora_files.load_any(file) if adapter is None else adapter
+        given = adapter or parts.placed(lora_files.opened(file), model, clip)
         how = Strengths(strength_model, strength_clip, strengths)
         model, clip, report = loading.load(model, clip, given, how, limits=limits)
         graph.show_text(cls.hidden.unique_id, report)

@@ -5,6 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host import graph
 from ..host.merging import concepts as host
 from .config import lines
 from .engine import check_name
@@ -78,6 +79,7 @@ class MergeConcepts(io.ComfyNode):
         made = host.merge(
             model, clip, adapters, lines(prompts), lines(captions), name, cls.hidden.unique_id
         )
+        graph.show_text(cls.hidden.unique_id, made.report)
         return io.NodeOutput(
             made.model, made.clip, made.adapter, made.report, ui={"text": [made.report]}
         )

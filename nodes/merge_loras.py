@@ -5,6 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host import graph
 from ..host.files import lora_files, result
 from ..host.files.strengths import MOST, Strengths
 from ..host.merging import loras
@@ -230,6 +231,7 @@ class MergeLoras(io.ComfyNode):
         how = MODES.parse(mode, rank=rank, energy=energy, density=density, signs=signs)
         node = cls.hidden.unique_id
         made = loras.merge(given, how, model, clip, seed, name.strip() or "merged", node)
+        graph.show_text(node, made.report)
         lora = result.lora_state_dict(made.adapter)
         return io.NodeOutput(made.adapter, lora, made.report, ui={"text": [made.report]})
 

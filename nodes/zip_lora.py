@@ -5,6 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host import graph
 from ..host.files import result
 from ..host.merging.zip_loras import Subject, zip_loras
 from ..trainers.data import with_caption
@@ -105,6 +106,7 @@ class ZipLora(io.ComfyNode):
         made = zip_loras(
             model, clip, vae, one, other, plan, precision, name.strip() or "zipped", node
         )
+        graph.show_text(node, made.report)
         lora = result.lora_state_dict(made.adapter)
         return io.NodeOutput(
             made.model,

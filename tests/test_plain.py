@@ -51,3 +51,10 @@ def test_percent_has_two_digits(ratio, said):
     from graft.plain import percent
 
     assert percent(ratio) == said
+
+
+def test_some_names_are_told_and_the_rest_counted():
+    from graft.plain import some
+
+    assert some([], 2) == "" and some(["a"], 2) == "a" and some(iter("ab"), 2) == "a, b"
+    assert some(["a\n", "b", "c", "d"], 2) == "a\\n, b and 2 more"

@@ -14,7 +14,7 @@ import torch
 from graft.metrics.scorer import load_scorer
 from graft.tools.mini import captions, evaluate
 from graft.tools.mini import vocabulary as words
-from graft.tools.mini.make_concepts import PAIRS, SHAPE
+from graft.tools.mini.make_concepts import PAIRS, SHAPE, Concept
 
 from .graphs import WORKFLOW
 
@@ -24,8 +24,18 @@ PROMPT_SEED, NOISE_SEED = 3, 90_000
 Prompts = list[tuple[str, dict[str, str]]]
 
 
-def concept_prompts(count: int = 64, word: str = WORD) -> Prompts:
-    """Prompts for the concept in colours that no training picture has together, and what they ask for."""
+def concept_prompts(count: int = 64, word: str = WORD, style: Concept | None = None) -> Prompts:
+    """Prompts for the concept in colours that no training picture has together, and what they ask for.
+
+    Args:
+        count: How many.
+        word: For the shape.
+        style: The texture of the background, by its word; plain when left out.
+
+    Returns:
+        Prompts, and the attributes that they ask for.
+    """
+    said, texture = (style.word, style.label) if style else ("", "plain")
     colours = words.COLOUR_NAMES
     pairs = [(one, two) for one in colours for two in colours if one != two]
     fresh = [pair for pair in pairs if pair not in PAIRS]
@@ -35,8 +45,8 @@ def concept_prompts(count: int = 64, word: str = WORD) -> Prompts:
     for number in range(count):
         colour, background = fresh[number % len(fresh)]
         size = chooser.choice(words.SIZES)
-        text = captions.tidy(f"a {size} {colour} {word} on a {background} background")
-        asked = {"shape": LABEL, "colour": colour, "background": background, "texture": "plain"}
+        text = captions.tidy(f"a {size} {colour} {word} on a {said} {background} background")
+        asked = {"shape": LABEL, "colour": colour, "background": background, "texture": texture}
         made.append((text, asked))
     return made
 

@@ -12,10 +12,11 @@ from ...adapters.file import AdapterFile
 from ...adapters.learned import MODEL, TEXT
 from ...loaders import lora_file
 from ...loaders.finite import refuse_not_finite
+from ...loaders.roles import ALPHA
 from ...loaders.writing import changes, dialects, magnitudes
 from ...loaders.writing import content as contents
 from ...loaders.writing.changes import Wish
-from ...loaders.writing.content import ALPHA, Content
+from ...loaders.writing.content import Content
 from ...registry import unknown
 from . import paths, result
 from .patched_weights import PatchedWeights
@@ -80,6 +81,7 @@ def convert(
     refuse_not_finite(f"'{file.name}'", file.tensors, remedy)
     known = names_of(model)
     content = contents.read(file.tensors, file.metadata, known)
+    content.check()
     notes = _left_out(content)
     metadata = dict(file.metadata)
     if any("lora_magnitude_vector" in key for key in file.tensors):

@@ -12,6 +12,7 @@ import torch
 from ...adapters.file import AdapterFile
 from ...adapters.learned import MODEL
 from ...adapters.pair import Kept
+from ...loaders.roles import ALPHA
 from ...loaders.writing import changes
 from ...loaders.writing.changes import Wish
 from .. import graph
@@ -116,7 +117,7 @@ def _take(found: _Found, key: str, change: torch.Tensor, wish: Wish, rest: bool)
         made, kept = _low_rank(change, wish)
         found.tensors |= {f"{layer}.{role}": tensor for role, tensor in made.items()}
         found.kept.append(kept)
-        found.ranks.add(int(made[changes.ALPHA]))
+        found.ranks.add(int(made[ALPHA]))
         found.least = min(found.least, (kept.share, layer.removeprefix(MODEL)))
     elif rest and (is_weight or key.endswith(".bias")):
         found.tensors[f"{layer}.{'diff' if is_weight else 'diff_b'}"] = change.cpu()

@@ -17,10 +17,11 @@ from ...adapters.file import AdapterFile
 from ...adapters.learned import MODEL, TEXT
 from ...loaders import embedding_file
 from ...loaders.finite import not_finite
+from ...loaders.roles import ALPHA, DOWN, UP
 from ...loaders.writing import changes
 from ...loaders.writing import content as contents
-from ...loaders.writing.content import ALPHA, DOWN, Content, Roles
-from ...plain import plain
+from ...loaders.writing.content import Content, Roles
+from ...plain import plain, some
 from ..drawing.heat_map import Table, heat_map
 from . import conversion, result
 from .patched_weights import PatchedWeights
@@ -232,11 +233,11 @@ def _faults(file: AdapterFile, content: Content, broken: Iterable[str]) -> list[
         ),
         ("vectors of new words, which ComfyUI's Load LoRA passes over", list(content.words)),
     )
-    return [f"{len(names)} {what}: {_some(names)}" for what, names in listed if names]
+    return [f"{len(names)} {what}: {some(names, _LISTED)}" for what, names in listed if names]
 
 
 def _is_zero(roles: Roles) -> bool:
-    if set(roles) <= {contents.UP, DOWN, ALPHA}:
+    if set(roles) <= {UP, DOWN, ALPHA}:
         return not all(bool(t.any()) for t in roles.values())
     return "diff" in roles and not bool(roles["diff"].any())
 
@@ -313,9 +314,3 @@ def _span(values: Counter[Any]) -> str:
         if len(listed) == 1
         else f"{listed[0]} to {listed[-1]}"
     )
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = [plain(name, 200) for name in names]
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more

@@ -9,7 +9,7 @@ import torch
 from ...adapters.file import AdapterFile
 from ...loaders.writing import changes
 from ...loaders.writing import content as contents
-from ...plain import plain
+from ...plain import plain, some
 from ..drawing.heat_map import heat_map
 from . import conversion
 from .inspection import block, part_of, table_of
@@ -37,8 +37,8 @@ def compare(one: AdapterFile, other: AdapterFile, model: Any = None) -> tuple[to
     shared = [name for name in first if name in second]
     if not shared:
         raise ValueError(
-            f"'{one.name}' and '{other.name}' have no layer in common: {_some(first)} in one, {_some(second)} in the "
-            "other. They are for other kinds of models, or for other blocks."
+            f"'{one.name}' and '{other.name}' have no layer in common: {some(first, _LISTED)} in one, "
+            f"{some(second, _LISTED)} in the other. They are for other kinds of models, or for other blocks."
         )
     rows: dict[str, Sums] = {}
     cells: dict[tuple[str, str], Sums] = {}
@@ -83,10 +83,10 @@ def _report(
     said = [f"{len(shared)} layers in both"]
     for file, own, others in ((one, first, second), (other, second, first)):
         if alone := [name for name in own if name not in others]:
-            said.append(f"{len(alone)} in '{plain(file.name)}' only: {_some(alone)}")
+            said.append(f"{len(alone)} in '{plain(file.name)}' only: {some(alone, _LISTED)}")
     if unknown:
         said.append(
-            f"{len(unknown)} cannot be compared without the weight (OFT, GLoRA, vectors): {_some(unknown)}"
+            f"{len(unknown)} cannot be compared without the weight (OFT, GLoRA, vectors): {some(unknown, _LISTED)}"
         )
     doras = sum("dora_scale" in roles for layer in layers for roles in layer.values())
     said += ["Of DoRAs the low-rank part is compared, without magnitudes"] if doras else []
@@ -101,9 +101,3 @@ def _report(
 def _line(name: str, sums: Sums) -> str:
     sizes = ", ".join(f"{math.sqrt(max(size, 0.0)):.3g}" for size in sums[:2])
     return f"{name}: {cosine(sums):.3f}, {distance(sums):.3g}, {sizes}"
-
-
-def _some(names: Any) -> str:
-    listed = [plain(name, 200) for name in names]
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more

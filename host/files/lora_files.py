@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...adapters.file import AdapterFile
 from ...adapters.tokens import BUNDLE
-from ...loaders import dialects, lora_file, source
+from ...loaders import alphas, dialects, lora_file, source
 from ...loaders.finite import refuse_not_finite
 from ...plain import plain
 from ...registry import unknown
@@ -109,8 +109,10 @@ def opened(name: str) -> source.Source:
 
 
 def fingerprint(name: str) -> str:
-    """What changes with the file: its path, size and time."""
-    return paths.fingerprint(path(name))
+    """What changes with the file, and with PEFT's settings beside it: path, size and time."""
+    file = path(name)
+    files = [at for at in (file, alphas.file_beside(file)) if at is not None]
+    return " ".join(map(paths.fingerprint, files))
 
 
 def _examples() -> list[str]:

@@ -12,7 +12,7 @@ from ...adapters.bottleneck import MARK, is_bottleneck
 from ...adapters.file import AdapterFile
 from ...adapters.targets import chosen, matching
 from ...adapters.tokens import BUNDLE
-from ...loaders import dialects, lora_file, renaming
+from ...loaders import alphas, lora_file, renaming
 from ...loaders.finite import refuse_not_finite
 from ...loaders.source import Source
 from . import homes
@@ -90,10 +90,43 @@ def take(source: Source, model: Any, choice: Choice, clip: Any = None, texts: bo
         renamed = renaming.rename(tensors, source.metadata, preferred)
     except ValueError as error:
         raise ValueError(f"'{source.name}': {error}") from error
-    said = {key: value for key, value in source.metadata.items() if key != dialects.CONFIG}
+    said = {key: value for key, value in source.metadata.items() if key != alphas.CONFIG}
     file = AdapterFile(renamed.tensors, said, source.name)
     places = {name: known[name] for name in renamed.layers}
     return Part(file, len(kept), len(set(layers.values())), places, tuple(homeless))
+
+
+def placed(source: Source, model: Any, clip: Any = None) -> AdapterFile:
+    """All of an adapter; of tensors that have no place here only the shape is known, and none of their bytes is read.
+
+    Args:
+        source: The adapter.
+        model: The host's ModelPatcher.
+        clip: The host's CLIP, or None.
+
+    Returns:
+        Its tensors by the file's names, those without a place on the device ``meta``.
+
+    Raises:
+        ValueError: It is broken, or has a tensor twice.
+    """
+    try:
+        if _converted(source) is not source:
+            wanted = list(source.shapes)
+        else:
+            preferred = homes.preferred(homes.key_map(model, clip))
+            own = {k for k in source.shapes if is_bottleneck(k) or k.startswith(BUNDLE)}
+            names = renaming.find([k for k in source.shapes if k not in own], preferred)
+            wanted = [k for k in source.shapes if k in own or names[k].layer]
+        tensors = source.read(wanted)
+    except ValueError as error:
+        raise ValueError(f"'{source.name}': {error}") from error
+    refuse_not_finite(f"'{source.name}'", tensors, _REMEDY)
+    every = {
+        name: tensors[name] if name in tensors else torch.empty(shape, device="meta")
+        for name, shape in source.shapes.items()
+    }
+    return AdapterFile(every, dict(source.metadata), source.name)
 
 
 def blocks(source: Source, model: Any, selection: str, clip: Any, texts: bool) -> Part:

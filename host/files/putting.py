@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...plain import some
 from ..model import bottlenecks, hooked, picture
 from ..model.limits import Limits
 from .strengths import Strengths
 
 ROOT = "diffusion_model."
-_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def put(
         layers = list(effects)
         taken |= {at for at in patches if at in by_layer} - out
         if left and not layers and not blocks:
-            raise ValueError(f"Nothing of it can be limited {limits.reason}: {_some(left)}.")
+            raise ValueError(f"Nothing of it can be limited {limits.reason}: {some(left)}.")
     if patched_clip is not None:
         of_text = set(patched_clip.add_patches(patches, strengths.clip))
         taken |= of_text
@@ -95,10 +95,5 @@ def _how(
         why = limits.reason or "as bottleneck adapters are"
         said.append(f"Hooked: {' and '.join(counts)}, {why}")
     if left:
-        said.append(f"Left out, as they cannot be limited {limits.reason}: {_some(left)}")
+        said.append(f"Left out, as they cannot be limited {limits.reason}: {some(left)}")
     return ". ".join(said)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

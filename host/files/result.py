@@ -16,7 +16,7 @@ from ...adapters.bottleneck import is_bottleneck
 from ...adapters.file import AdapterFile
 from ...adapters.tokens import BUNDLE
 from ...loaders import lora_file, renaming
-from ...plain import percent
+from ...plain import percent, some
 from ..model import bottlenecks
 from ..model.limits import Limits
 from . import dora, fitting_shapes, homes, oft, paths, putting
@@ -42,8 +42,8 @@ class Report:
     """How much of a LoRA took effect.
 
     ``unmatched`` are keys that the model has no place for, ``misshapen`` those whose shape is
-    another than their place's. ``relative_change`` is |dW| / |W| over the touched weights
-    (Frobenius norms), None where the weights cannot be read. ``own`` of all are bottleneck adapters'.
+    another than their place's; ``shapes`` are their layers with both. ``relative_change`` is |dW| / |W| over the
+    touched weights (Frobenius norms), None where the weights cannot be read. ``own`` of all are bottleneck adapters'.
     ``how`` it was done, and what it costs.
     """
 
@@ -54,6 +54,7 @@ class Report:
     relative_change: float | None = None
     own: int = 0
     how: str = ""
+    shapes: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -70,9 +71,9 @@ class Report:
             parts.append(f"|dW| = {percent(self.relative_change)} of |W|")
         said = ", ".join(parts)
         if self.unmatched:
-            said += f". The model has no place for {_some(self.unmatched)}"
+            said += f". The model has no place for {some(sorted(self.unmatched), _LISTED)}"
         if self.misshapen:
-            said += f". Another shape than the model's: {_some(self.misshapen)}"
+            said += f". Another shape than the model's: {some(sorted(self.shapes or self.misshapen), _LISTED)}"
         if self.own:
             which = "all" if self.own == self.total else f"{self.own}"
             said += f". Bottleneck adapters: {which} of them; Load Adapter loads these, ComfyUI's Load LoRA does not"
@@ -165,25 +166,26 @@ def apply_both(
             weights |= clip.cond_stage_model.state_dict()
         fitting = _fitting(loaded, weights, metadata)
         placed = putting.put(model, clip, fitting, own, strengths, limits)
-        refused = fitting.keys() - placed.taken - placed.left
-        unmatched, misshapen = _lost(record, key_map, loaded.keys() - fitting.keys(), refused)
+        kept = placed.taken | placed.left
+        unmatched, misshapen = _lost(record, key_map, loaded, fitting, kept)
         left = record.of_file(record.keys_of(p for p, at in key_map.items() if at in placed.left))
+        shapes = (*fitting_shapes.told(loaded, fitting, weights), *own.misshapen)
         total = len(record.of_file(record)) + own.total
         applied = total - own.total - len(unmatched | misshapen | left) + own.applied
         if applied <= 0:
-            raise ValueError(_none_fits(model, total, record, own))
+            examples = sorted(shapes or [*record, *own.unmatched])
+            raise ValueError(_none_fits(model, total, examples, own))
         change = relative_change({k: fitting[k] for k in placed.taken}, weights, model, clip)
     unplaced = tuple(sorted([*unmatched, *own.unmatched]))
     others = tuple(sorted([*misshapen, *own.misshapen]))
-    report = Report(applied, total, unplaced, others, change, own.total, placed.how)
+    report = Report(applied, total, unplaced, others, change, own.total, placed.how, shapes)
     return placed.model, placed.clip, report
 
 
 def _none_fits(model: Any, total: int, names: Iterable[str], own: bottlenecks.Found) -> str:
-    listed = _some([*names, *own.unmatched, *own.misshapen])
     return (
-        f"None of the {total} tensors of the LoRA fits {type(model.model).__name__}, for example {listed}. It was "
-        f"trained on another kind of model. {own.reason}"
+        f"None of the {total} tensors of the LoRA fits {type(model.model).__name__}, for example "
+        f"{some(names, _LISTED)}. It was trained on another kind of model. {own.reason}"
     ).rstrip()
 
 
@@ -200,10 +202,12 @@ def _fitting(
 def _lost(
     record: "_Record",
     key_map: Mapping[str, Any],
-    misfits: Collection[Any],
-    refused: Collection[Any],
+    loaded: Mapping[Any, Any],
+    fitting: Mapping[Any, Any],
+    taken: Collection[Any],
 ) -> tuple[set[str], set[str]]:
     """The file's tensors that have no place in the model, and those of another shape than their place's."""
+    misfits, refused = loaded.keys() - fitting.keys(), fitting.keys() - taken
     misshapen = record.keys_of(prefix for prefix, at in key_map.items() if at in misfits)
     left = record.keys_of(prefix for prefix, at in key_map.items() if at in refused)
     unmatched = (set(record) - record.read | left) - misshapen
@@ -372,9 +376,3 @@ class _Record(dict[str, torch.Tensor]):
     def of_file(self, keys: Iterable[str]) -> set[str]:
         """The file's own names of these; a tensor that is no file's has none."""
         return {self._origins[key] or key for key in keys if key in self._origins}
-
-
-def _some(keys: Iterable[str]) -> str:
-    listed = sorted(keys)
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more

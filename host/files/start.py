@@ -18,12 +18,12 @@ from ...adapters.file import AdapterFile
 from ...adapters.learned import Learned
 from ...adapters.pair import Kept, Pair
 from ...adapters.targets import kind, targets
-from ...loaders import dialects, embedding_file, lora_file
+from ...loaders import alphas, dialects, embedding_file, lora_file
+from ...plain import some
 from ..request import Request
 from ..text import start_words
 from . import result
 
-_LISTED = 4
 _ROUNDING = 1e-9  # of sums in fp64
 LOSSY = 0.999  # kept share of the energy below which a user is warned
 _ROOT = "diffusion_model."
@@ -163,7 +163,7 @@ def prepare(request: Request) -> Start | None:
     if found.text:
         notes.append(
             f"Left out of '{file.name}': {len(found.text)} layers of text encoders, which this node does not train "
-            f"({_some(found.text)})."
+            f"({some(found.text)})."
         )
     notes += _alpha_notes(file.name, used, plan)
     carried = _carried(request.model, used)
@@ -196,10 +196,10 @@ def read(model: Any, file: AdapterFile) -> dialects.Reading:
         raise ValueError(f"ComfyUI takes it for a kind of LoRA that lacks {error}.") from error
     found = dialects.read(tensors, file.metadata, places(model))
     if not found.pairs:
-        some = found.misshapen or found.homeless or found.other or found.text or list(file.tensors)
+        lost = found.misshapen or found.homeless or found.other or found.text or list(file.tensors)
         raise ValueError(
-            f"Nothing in it fits {type(model.model).__name__}, for example {_some(some)}. It was made for another "
-            "kind of model, or is no LoRA of the diffusion model's layers."
+            f"Nothing in it fits {type(model.model).__name__}, for example {some(lost)}. It was made for "
+            "another kind of model, or is no LoRA of the diffusion model's layers."
         )
     return found
 
@@ -224,7 +224,7 @@ def digest(file: AdapterFile) -> str:
     """SHA-256 of a file's tensors, and of the metadata and choices that a start depends on."""
     sha = hashlib.sha256(lora_file.data_hash(file.tensors).encode())
     shapes = sorted((name, tuple(tensor.shape)) for name, tensor in file.tensors.items())
-    sha.update(repr((shapes, dialects.settings(file.metadata), file.leave_out)).encode())
+    sha.update(repr((shapes, alphas.settings(file.metadata), file.leave_out)).encode())
     return sha.hexdigest()
 
 
@@ -247,7 +247,7 @@ def describe(file: AdapterFile, model: Any = None) -> str:
         else []
     )
     said += [
-        f"{len(names)} {what} ({_some(names)})"
+        f"{len(names)} {what} ({some(names)})"
         for what, names in (
             ("layers of text encoders are left out", found.text),
             ("layers have no place in this model", found.homeless),
@@ -284,16 +284,16 @@ def _lost(
         wider = _wider(root, request.network.blocks, set(untrained))
         yield (
             f"{len(untrained)} of its {len(found.pairs)} layers are none that blocks '{request.network.blocks}' "
-            f"trains ({_some(untrained)}): set blocks to '{wider}'"
+            f"trains ({some(untrained)}): set blocks to '{wider}'"
         )
     if found.homeless:
-        yield f"the MODEL has no place for {len(found.homeless)} of its layers ({_some(found.homeless)})"
+        yield f"the MODEL has no place for {len(found.homeless)} of its layers ({some(found.homeless)})"
     if found.misshapen:
-        yield f"{len(found.misshapen)} of its layers have another shape ({_some(found.misshapen)})"
+        yield f"{len(found.misshapen)} of its layers have another shape ({some(found.misshapen)})"
     if found.other:
         yield (
             f"{len(found.other)} of its tensors are no LoRA of a linear or convolution layer, so that they cannot be "
-            f"trained further ({_some(found.other)})"
+            f"trained further ({some(found.other)})"
         )
 
 
@@ -369,9 +369,3 @@ def _numbers(pairs: Iterable[Pair]) -> str:
 def _percent(share: float) -> str:
     """With two decimals, rounded down: never 100 % where something is lost."""
     return f"{math.floor(1e4 * min(share + _ROUNDING, 1.0)) / 100:g} %"
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more

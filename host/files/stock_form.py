@@ -8,10 +8,10 @@ import torch
 
 from ...adapters import export
 from ...adapters.learned import TEXT
+from ...loaders.writing.magnitudes import BY_BASE, PLAIN
 from .patched_weights import patched
 
 _SCALE = ".dora_scale"
-BY_BASE = "m |W0| / |V|"
 
 
 def exported(model: Any, clip: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -44,7 +44,7 @@ def facts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     scaled = {key.removesuffix(_SCALE) for key in tensors if key.endswith(_SCALE)}
     if not any(bool(tensors[f"{name}.lora_up.weight"].any()) for name in scaled):
         return {}
-    return {"dora_scale": BY_BASE if divides_by_base() else "m"}
+    return {"dora_scale": BY_BASE if divides_by_base() else PLAIN}
 
 
 def divides_by_base() -> bool:

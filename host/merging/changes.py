@@ -13,12 +13,13 @@ from ...adapters.learned import MODEL, TEXT
 from ...adapters.pair import Pair
 from ...adapters.targets import kind
 from ...adapters.tokens import BUNDLE
-from ...loaders import dialects
-from ..files import fitting_shapes, result, start
+from ...loaders import dialects, renaming
+from ...loaders.roles import DOWN, MID, UP
+from ...plain import some
+from ..files import dora, fitting_shapes, homes, result, start
 from ..files.patched_weights import weight_of
 
 _WEIGHT, _BIAS = ".weight", ".bias"
-_LISTED = 4
 Patch = tuple[Any, Any, Any]  # what the host's loader made, offset, function
 
 
@@ -89,14 +90,15 @@ def read(file: AdapterFile, model: Any, clip: Any, takes_any: bool) -> Changes:
     patches, notes = dict[str, list[Patch]](), []
     if others:
         _check_others(file, others, model, takes_any)
-        patches, lost = _patches({key: tensors[key] for key in others}, model)
-        notes += _notes(file, "tensors have no place in this model or another shape", lost)
+        patches, lost, misfits = _patches(file, {key: tensors[key] for key in others}, model)
+        notes += _notes(file, "tensors have no place in this model", lost)
+        found.misshapen += misfits
     notes += _notes(file, "layers have no place in this model", found.homeless)
     notes += _notes(file, "layers have another shape", found.misshapen)
     if not found.pairs and not patches and not words:
         raise ValueError(
             f"'{file.name}' has nothing to merge{'' if model is None else f' into {type(model.model).__name__}'}: "
-            f"{'; '.join(notes) or _some(list(file.tensors)) or 'it is empty'}."
+            f"{'; '.join(notes) or some(list(file.tensors)) or 'it is empty'}."
         )
     shapes = {own[name].module: _columns(tensors, name) for name in own}
     shapes |= _shapes(model) if model is not None else {}
@@ -117,17 +119,17 @@ def _own_places(tensors: Mapping[str, torch.Tensor]) -> dict[str, dialects.Place
     """Every LoRA layer of a file as what its own name says."""
     made = {}
     for name, keys in dialects.layers(tensors).items():
-        if {"up", "down"} <= set(keys):
+        if {UP, DOWN} <= set(keys):
             columns = torch.Size(_columns(tensors, name)).numel()
-            made[name] = dialects.Place(name, (int(tensors[keys["up"]].shape[0]), columns))
+            made[name] = dialects.Place(name, (int(tensors[keys[UP]].shape[0]), columns))
     return made
 
 
 def _columns(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...]:
     """Input channels and kernel of a LoRA layer."""
     keys = dialects.layers([key for key in tensors if key.startswith(name)])[name]
-    shape = tuple(tensors[keys["down"]].shape[1:])
-    return (*shape[:1], *tensors[keys["mid"]].shape[2:]) if "mid" in keys else shape
+    shape = tuple(tensors[keys[DOWN]].shape[1:])
+    return (*shape[:1], *tensors[keys[MID]].shape[2:]) if MID in keys else shape
 
 
 def _places(model: Any) -> dict[str, dialects.Place]:
@@ -172,44 +174,48 @@ def _check_others(file: AdapterFile, others: list[str], model: Any, takes_any: b
     )
     if not takes_any:
         raise ValueError(
-            f"'{file.name}' {what} cannot be merged in this mode ({_some(others)}): choose 'sum', and connect "
+            f"'{file.name}' {what} cannot be merged in this mode ({some(others)}): choose 'sum', and connect "
             "the MODEL."
         )
     if model is None:
         raise ValueError(
-            f"'{file.name}' {what} can only be merged into the weights they are for ({_some(others)}): connect the "
+            f"'{file.name}' {what} can only be merged into the weights they are for ({some(others)}): connect the "
             "MODEL."
         )
     texts = [key for key in others if dialects.is_text(key)]
     if texts:
         raise ValueError(
             f"'{file.name}' changes text encoders otherwise than as a LoRA, and such changes cannot be merged: "
-            f"{_some(texts)}."
+            f"{some(texts)}."
         )
 
 
 def _patches(
-    tensors: Mapping[str, torch.Tensor], model: Any
-) -> tuple[dict[str, list[Patch]], list[str]]:
-    """What the host's loader makes of tensors, by the weight's name; and those that it has no place for."""
+    file: AdapterFile, tensors: Mapping[str, torch.Tensor], model: Any
+) -> tuple[dict[str, list[Patch]], list[str], list[str]]:
+    """What the host's loader makes of tensors, by the weight's name; those that have no place, and other shapes."""
     import comfy.lora
 
-    key_map: dict[str, Any] = comfy.lora.model_lora_keys_unet(model.model, {})
+    known = homes.key_map(model)
     plain = {key: t.clone() if t.is_inference() else t for key, t in tensors.items()}
-    loaded = comfy.lora.load_lora(plain, key_map, log_missing=False)
+    try:
+        renamed = renaming.rename(plain, file.metadata, homes.preferred(known))
+    except ValueError as error:
+        raise ValueError(f"'{file.name}': {error}") from error
+    key_map = {layer: known[layer] for layer in renamed.layers}
+    loaded: dict[Any, Any] = comfy.lora.load_lora(renamed.tensors, key_map, log_missing=False)
     weights = model.model.state_dict()
+    fitting = {at: one for at, one in loaded.items() if fitting_shapes.fits(one, at, weights)}
     made: dict[str, list[Patch]] = {}
-    for at, patch in loaded.items():
-        if fitting_shapes.fits(patch, at, weights):
-            key, *rest = (at,) if isinstance(at, str) else at
-            offset, function = (*rest, None, None)[:2]
-            made.setdefault(key, []).append((patch, offset, function))
-    starts = tuple(
-        f"{prefix}."
-        for prefix, at in key_map.items()
-        if (at if isinstance(at, str) else at[0]) in made or _bias_of(at) in made
+    for at, patch in dora.exact(fitting, file.metadata).items():
+        key, *rest = (at,) if isinstance(at, str) else at
+        offset, function = (*rest, None, None)[:2]
+        made.setdefault(key, []).append((patch, offset, function))
+    taken = tuple(
+        f"{prefix}." for prefix, at in key_map.items() if at in loaded or _bias_of(at) in loaded
     )
-    return made, [key for key in tensors if not key.startswith(starts)]
+    lost = [key for name, key in renamed.origins.items() if not name.startswith(taken)]
+    return made, lost, list(fitting_shapes.told(loaded, fitting, weights))
 
 
 def _bias_of(at: Any) -> str:
@@ -218,9 +224,4 @@ def _bias_of(at: Any) -> str:
 
 
 def _notes(file: AdapterFile, what: str, names: list[str]) -> list[str]:
-    return [f"left out of '{file.name}': {len(names)} {what} ({_some(names)})"] if names else []
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return [f"left out of '{file.name}': {len(names)} {what} ({some(names)})"] if names else []

@@ -133,6 +133,7 @@ def _layer(
         summed = sum(w * torch.as_tensor(c) for c, w in zip(changes, counts, strict=True))
         key = f"{layer.removesuffix('.bias')}.diff{'_b' if layer.endswith('.bias') else ''}"
         return {key: torch.as_tensor(summed)}, None
+    _check_shapes(layer, parts, model)
     shape = next(part.shapes[layer] for part in parts if layer in part.shapes)
     generator = random.generator(seed, f"merge {layer}")
     try:
@@ -146,6 +147,15 @@ def _layer(
         f"{layer}.alpha": torch.tensor(float(pair.alpha)),
     }
     return {key: tensor.contiguous() for key, tensor in tensors.items()}, kept
+
+
+def _check_shapes(layer: str, parts: Sequence[Changes], model: Any) -> None:
+    """Refuse changes of layers of different widths, which only files without their model can have."""
+    pairs = {part.name: part.pairs[layer] for part in parts if layer in part.pairs}
+    shapes = {name: (len(pair.up), pair.down.shape[1]) for name, pair in pairs.items()}
+    if model is None and len(set(shapes.values())) > 1:
+        said = " and ".join(f"{shape} in '{name}'" for name, shape in shapes.items())
+        raise ValueError(f"{layer}: its change is {said}; they are for other models.")
 
 
 def _placed(change: Change) -> Change:

@@ -10,7 +10,8 @@ import torch
 from ...adapters.pair import Kept, Pair
 from ...registry import Registry, check_limits, option
 
-DENSITY = "Share of the values of every change that is kept, of each tensor."
+_DENSITY = "Share of the values of every change that is kept, of each tensor."
+SIGNS_ELECTED = "How signs are elected: by the sum of the values, or by their number."
 SIGNS = ("total", "frequency")
 _ROUNDING = 1e-12
 
@@ -86,6 +87,37 @@ class Reranked:
         down, up = vh[:n].float().cpu(), (u[:, :n] * s[:n]).float().cpu()
         pair = Pair(down.contiguous(), up.contiguous(), float(n))
         return pair, Kept(float(squares[:count].sum()), whole, full)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Ways that leave values out: of each factor, or of dW where they are ``Reranked``, too."""
+
+    takes_any: ClassVar[bool] = False
+    density: float = option(0.5, _DENSITY, min=0.001, max=1.0)
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+    def combine(self, generator: torch.Generator) -> Combine:
+        """What makes one tensor of several and their weights.
+
+        Args:
+            generator: For what is drawn.
+
+        Returns:
+            A function of tensors of one shape and weights ``[n]``.
+        """
+        raise NotImplementedError
+
+    def merge(
+        self, changes: Sequence[Change], weights: Sequence[float], generator: torch.Generator
+    ) -> tuple[Pair, Kept | None]:
+        """Merge the factors, or dW and cut it; see ``Mode``."""
+        combine = self.combine(generator)
+        if isinstance(self, Reranked):
+            return by_svd(combine, changes, weights, self)
+        return by_factors(combine, changes, weights)
 
 
 def dense(change: Change) -> torch.Tensor:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from ...adapters.pair import Kept, Pair
-from .content import ALPHA, DOWN, MAGNITUDE, MID, UP, Roles, kind, pair
+from ..roles import ALPHA, DOWN, MAGNITUDE, MID, UP
+from .content import Roles, kind, pair
 
 _LOW_RANK = ("LoRA", "DoRA")
-_SIMPLE = {"LoHa": "hada_", "LoKr": "lokr_", "full": "diff"}
 
 
 @dataclass(frozen=True)

@@ -1,42 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is in an adapter's file, whatever its dialect: tensors by layer and role, under generic names, none changed."""
 
-import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from ...adapters.bottleneck import is_bottleneck
 from ...adapters.pair import Pair
 from ...adapters.tokens import BUNDLE
+from ..alphas import Alphas
+from ..roles import ALPHA, DOWN, MAGNITUDE, MID, UP, down_names, split
 from .names import Spelling, generic
 
-UP, DOWN, MID = "lora_up.weight", "lora_down.weight", "lora_mid.weight"
-ALPHA, MAGNITUDE = "alpha", "dora_scale"
-CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings
-_SPELLED = {
-    UP: (
-        "lora_up.weight",
-        "lora.up.weight",
-        "lora_linear_layer.up.weight",
-        "lora_B.weight",
-        "lora_B",
-    ),
-    DOWN: (
-        "lora_down.weight",
-        "lora.down.weight",
-        "lora_linear_layer.down.weight",
-        "lora_A.weight",
-        "lora_A",
-    ),
-    MID: ("lora_mid.weight",),
-    ALPHA: ("alpha",),
-    MAGNITUDE: ("dora_scale", "lora_magnitude_vector.weight", "lora_magnitude_vector"),
-}
-_NAMED = {"lora_A": DOWN, "lora_B": UP, "lora_magnitude_vector": MAGNITUDE}
 # Kinds whose tensors are called alike everywhere, by how their names begin.
 KINDS = {
     "hada_": "LoHa",
@@ -53,27 +31,6 @@ KINDS = {
     "b1.": "GLoRA",
     "b2.": "GLoRA",
 }
-_PLAIN = (
-    *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-    *(f"lokr_{part}" for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-    *(
-        "oft_blocks",
-        "rescale",
-        "diff",
-        "diff_b",
-        "w_norm",
-        "b_norm",
-        "set_weight",
-        "reshape_weight",
-    ),
-    *("a1.weight", "a2.weight", "b1.weight", "b2.weight"),
-)
-_TAILS = {f".{tail}": role for role, tails in _SPELLED.items() for tail in tails} | {
-    "_lora.up.weight": UP,
-    "_lora.down.weight": DOWN,
-    **{f".{tail}": tail for tail in _PLAIN},
-}
-_MAX_CONFIG = 4_000_000  # characters
 
 Roles = dict[str, torch.Tensor]
 
@@ -112,6 +69,16 @@ class Content:
         found = Counter(kind(roles) for roles in self.layers.values())
         return found + Counter({"bottleneck": len(self.bottlenecks)} if self.bottlenecks else {})
 
+    def check(self) -> None:
+        """Refuse it where the tensors of a low-rank layer do not go together.
+
+        Raises:
+            ValueError: Names the layer, and the shapes.
+        """
+        for name, roles in self.layers.items():
+            if kind(roles) in ("LoRA", "DoRA"):
+                check(name, roles)
+
     def dialect(self) -> str:
         """What the file's dialect is called, the commonest where it has several."""
         if not self.kinds:
@@ -144,23 +111,17 @@ def read(
     """
     found = Content()
     spelling = Spelling(known, tensors)
-    alphas = _alphas(metadata or {})
+    spelled: dict[str, str] = {}
     for key, tensor in tensors.items():
         if key.startswith(BUNDLE):
             found.words[key] = tensor
         elif is_bottleneck(key):
             found.bottlenecks[key] = tensor
         else:
-            _take(found, key, tensor, spelling, tensors)
-    for key in tensors:
-        name, role = _split(key)
-        if (
-            role == DOWN
-            and alphas
-            and (alpha := alphas(name, int(tensors[key].shape[0]))) is not None
-        ):
-            layer = found.layers[generic(name, spelling, _width(tensors[key]))[0]]
-            layer.setdefault(ALPHA, torch.tensor(alpha))
+            _take(found, key, tensor, spelling, tensors, spelled)
+    alphas = Alphas(metadata or {})
+    for layer, name in spelled.items():
+        found.layers[layer] |= alphas.missing(name, found.layers[layer])
     return found
 
 
@@ -177,6 +138,35 @@ def kind(roles: Iterable[str]) -> str:
     return "nothing"
 
 
+def check(name: str, roles: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a low-rank layer whose tensors do not go together.
+
+    Args:
+        name: The layer, for messages.
+        roles: Its tensors.
+
+    Raises:
+        ValueError: It is not whole, its numbers are none, or up and down do not multiply.
+    """
+    half = next((role for role in (UP, DOWN) if role not in roles), None)
+    if half:
+        raise ValueError(f"{name} has no {half}: the file is not whole. Save or download it again.")
+    up, down, core, alpha = roles[UP], roles[DOWN], roles.get(MID), roles.get(ALPHA)
+    for tensor in (up, down):
+        if tensor.ndim < 2 or not tensor.is_floating_point():
+            raise ValueError(f"{name}: shape {list(tensor.shape)} of {tensor.dtype} is no LoRA's.")
+    rank, columns = len(down), math.prod(up.shape[1:])
+    if not rank or columns != rank:
+        raise ValueError(
+            f"{name}: up {list(up.shape)} has rank {columns} and down {list(down.shape)} rank {rank}, which do not "
+            "multiply: the file is damaged, or of another kind."
+        )
+    if core is not None and (core.ndim < 3 or core.shape[:2] != (rank, rank)):
+        raise ValueError(f"{name}: {MID} {list(core.shape)} does not go with rank {rank}.")
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError(f"{name}: alpha has shape {list(alpha.shape)}; it must be one number.")
+
+
 def pair(name: str, roles: Mapping[str, torch.Tensor]) -> Pair:
     """The low-rank change of one layer; of a DoRA, that of V.
 
@@ -188,33 +178,14 @@ def pair(name: str, roles: Mapping[str, torch.Tensor]) -> Pair:
         The factors in fp32, a core folded into the down one.
 
     Raises:
-        ValueError: It is not whole, its numbers are none, or up and down do not multiply.
+        ValueError: As ``check``.
     """
-    half = next((role for role in (UP, DOWN) if role not in roles), None)
-    if half:
-        raise ValueError(f"{name} has no {half}: the file is not whole. Save or download it again.")
-    up, down = (_matrix(name, roles[role]) for role in (UP, DOWN))
-    rank = down.shape[0]
-    if not rank or up.shape[1] != rank:
-        raise ValueError(
-            f"{name}: up {list(roles[UP].shape)} has rank {up.shape[1]} and down {list(roles[DOWN].shape)} rank "
-            f"{rank}, which do not multiply: the file is damaged, or of another kind."
-        )
+    check(name, roles)
+    up, down = (roles[role].detach().to("cpu", torch.float32).flatten(1) for role in (UP, DOWN))
     if MID in roles:
-        core = roles[MID].to(torch.float32)
-        if core.ndim < 3 or core.shape[:2] != (rank, rank):
-            raise ValueError(f"{name}: {MID} {list(core.shape)} does not go with rank {rank}.")
-        down = torch.einsum("mns,ni->mis", core.flatten(2), down).flatten(1)
+        down = torch.einsum("mns,ni->mis", roles[MID].to(torch.float32).flatten(2), down).flatten(1)
     alpha = roles.get(ALPHA)
-    if alpha is not None and alpha.numel() != 1:
-        raise ValueError(f"{name}: alpha has shape {list(alpha.shape)}; it must be one number.")
-    return Pair(down, up, float(rank if alpha is None else alpha))
-
-
-def _matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.ndim < 2 or not tensor.is_floating_point():
-        raise ValueError(f"{name}: shape {list(tensor.shape)} of {tensor.dtype} is no LoRA's.")
-    return tensor.detach().to("cpu", torch.float32).flatten(1)
+    return Pair(down, up, float(len(down) if alpha is None else alpha))
 
 
 def _take(
@@ -223,14 +194,16 @@ def _take(
     tensor: torch.Tensor,
     spelling: Spelling,
     all_: Mapping[str, torch.Tensor],
+    spelled: dict[str, str],
 ) -> None:
-    name, role = _split(key)
+    name, role = split(key)
     if not role:
         found.unknown.append(key)
         return
-    down = next((all_[d] for d in (f"{name}.{t}" for t in _SPELLED[DOWN]) if d in all_), tensor)
+    down = next((all_[d] for d in down_names(name) if d in all_), tensor)
     layer, how = generic(name, spelling, _width(down))
     roles = found.layers.setdefault(layer, {})
+    spelled.setdefault(layer, name)
     if role in roles:
         found.doubled.append(key)
         return
@@ -250,21 +223,6 @@ def _take(
         found.kinds[f"{how} {ends}"] += 1
 
 
-def _split(key: str) -> tuple[str, str]:
-    """The layer's name and the tensor's role; no role where it is nothing of an adapter's."""
-    # The longest end that fits, so that a1.weight is not taken for a weight.
-    for end in _BY_LENGTH:
-        if key.endswith(end) and len(key) > len(end):
-            return key.removesuffix(end), _TAILS[end]
-    parts = key.rsplit(".", 3)  # <layer>.lora_A.<adapter>.weight
-    if len(parts) == 4 and parts[3] == "weight" and parts[1] in _NAMED:
-        return parts[0], _NAMED[parts[1]]
-    return key, ""
-
-
-_BY_LENGTH = sorted(_TAILS, key=len, reverse=True)
-
-
 def _width(tensor: torch.Tensor) -> int:
     return int(tensor.shape[1]) if tensor.ndim > 1 else 0
 
@@ -280,28 +238,3 @@ def _dialect(kind_of: str) -> str:
     if root == "flat":
         return "kohya (diffusers names)" if modules == "theirs" else "kohya"
     return "ComfyUI generic" if root == "generic" else "diffusers names, kohya's ends"
-
-
-def _alphas(metadata: Mapping[str, str]) -> Any:
-    """What diffusers' metadata say of alphas: a function of a layer's name and rank; None where they say nothing."""
-    text = metadata.get(CONFIG, "")
-    if not text:
-        return None
-    try:
-        config = json.loads(text) if len(text) <= _MAX_CONFIG else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"The file's metadata '{CONFIG}' is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        return None
-
-    def alpha(name: str, rank: int) -> float | None:
-        component, _, module = name.partition(".")
-        value = config.get(f"{component}.lora_alpha")
-        patterns = config.get(f"{component}.alpha_pattern")
-        if isinstance(patterns, dict):
-            value = next((v for p, v in patterns.items() if module == p or name == p), value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return value * (rank**0.5 if config.get(f"{component}.use_rslora") is True else 1.0)
-
-    return alpha

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from ...adapters.learned import TEXT
+from ..alphas import CONFIG
+from ..roles import ALPHA, DOWN, MAGNITUDE, MID, UP
 from . import names
-from .content import ALPHA, CONFIG, DOWN, MAGNITUDE, MID, UP, Content, Roles, kind
+from .content import Content, Roles, kind
+from .magnitudes import BY_BASE, FACT
 
 COMFYUI, KOHYA, KOHYA_DIFFUSERS = "ComfyUI generic", "kohya", "kohya (diffusers names)"
 DIFFUSERS, PEFT = "diffusers", "PEFT"
 DIALECTS = (COMFYUI, KOHYA, KOHYA_DIFFUSERS, DIFFUSERS, PEFT)
-_BY_BASE = (
-    "m |W0| / |V|"  # what metadata call a DoRA that a loader dividing by |W0| applies exactly
-)
 _PEFT_ENDS = {UP: "lora_B.weight", DOWN: "lora_A.weight", MAGNITUDE: "lora_magnitude_vector"}
 _LISTED = 3
 
@@ -155,9 +155,9 @@ def _check_kinds(content: Content, metadata: Mapping[str, str], dialect: str) ->
             f"{dialect} has no place for {counted}, for example {next(iter(others))}: choose {COMFYUI}, or a rank, "
             "with which LoHa, LoKr and full differences become a LoRA."
         )
-    if metadata.get("graft.dora_scale") == _BY_BASE and "DoRA" in content.whats():
+    if metadata.get(FACT) == BY_BASE and "DoRA" in content.whats():
         raise ValueError(
-            f"The magnitudes of this DoRA are written for ComfyUI ({_BY_BASE}): connect the model that it was trained "
+            f"The magnitudes of this DoRA are written for ComfyUI ({BY_BASE}): connect the model that it was trained "
             f"on, from which the magnitudes themselves are found again, or choose {COMFYUI}."
         )
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from .content import MAGNITUDE, UP, Content, pair
+from ..roles import MAGNITUDE, UP
+from .content import Content, pair
 
 FACT, BY_BASE, PLAIN = "graft.dora_scale", "m |W0| / |V|", "m"
 

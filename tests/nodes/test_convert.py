@@ -216,6 +216,55 @@ def test_less_than_its_rank_keeps_what_it_says(extract, model):
     assert "rank 2" in report and "1 others differ and are left out" in report
 
 
+@pytest.fixture(scope="module")
+def tuned_full(comfy, tmp_path_factory):
+    """A MODEL whose attention was trained in full for some steps, the one before, and what the training changed."""
+    import folder_paths
+
+    from graft.adapters import NETWORKS
+    from graft.trainers.optimizers import Optimizer
+    from graft.trainers.optimizers.adamw import AdamW
+    from tests.host import test_engine, tiny
+
+    before, folder_paths.output_directory = (
+        folder_paths.output_directory,
+        str(tmp_path_factory.mktemp("full")),
+    )
+    try:
+        with torch.inference_mode():
+            wires = {
+                "sdxl": tiny.model("sdxl"),
+                "clip_sdxl": tiny.clip("sdxl"),
+                "vae_sdxl": tiny.vae("sdxl"),
+            }
+        network = NETWORKS.get("full")("attention")
+        made = test_engine.train(wires, network=network, optimizer=Optimizer(AdamW(1e-3)), steps=3)
+    finally:
+        folder_paths.output_directory = before
+    return wires["sdxl"], made.model, made.adapter.tensors
+
+
+@pytest.mark.parametrize("rank", [2, 16, 64])
+def test_what_is_extracted_of_a_training_misses_the_singular_values_behind_its_rank(
+    extract, tuned_full, rank
+):
+    """Eckart and Young: |dW - B A|^2 is the sum of the squares of those that are cut off, and 0 at the full rank."""
+    base, tuned, changes = tuned_full
+    made, report = extract(base, tuned, rank=rank)
+    matrices = {key: change for key, change in changes.items() if change.ndim > 1}
+    assert len(matrices) >= 32 and f"{len(matrices)} layers of rank" in report
+    for key, change in matrices.items():
+        layer = key.removesuffix(".diff")
+        up, down = (made.tensors[f"{layer}.lora_{half}.weight"] for half in ("up", "down"))
+        assert len(down) == made.tensors[f"{layer}.alpha"] <= rank
+        values = torch.linalg.svdvals(change.double())
+        wanted = float(values[rank:].square().sum().sqrt())
+        found = float((change - up @ down).double().norm())
+        # The difference of two fp32 weights is rounded to a part of the weight.
+        assert found == pytest.approx(wanted, rel=1e-3, abs=2e-4 * float(values.norm())), key
+        assert rank < 16 or wanted < 0.5 * float(values.norm())
+
+
 def test_models_that_do_not_go_together_are_named(extract, model):
     from tests.host import tiny
 

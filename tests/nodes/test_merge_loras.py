@@ -36,7 +36,8 @@ def adapter(model, name="lora", blocks=FEW, seed=0, **settings):
                 p.add_(0.05 * torch.randn(p.shape, generator=generator))
         native = attached.tensors()
         attached.remove()
-    return AdapterFile(stock_form.exported(model, None, native), {}, f"{name} {seed}")
+    said = {"graft.dora_scale": stock_form.BY_BASE} if name == "dora" else {}
+    return AdapterFile(stock_form.exported(model, None, native), said, f"{name} {seed}")
 
 
 def merge(*adapters, **changes):
@@ -97,6 +98,36 @@ def test_any_kinds_are_summed_as_they_change_the_weights(model, kind):
     assert "energy kept: 100.00%" in report
     total = len(merged.tensors)
     assert f"{total} of {total} tensors applied" in report
+
+
+def test_a_dora_of_another_program_is_summed_as_it_is_loaded(model):
+    """Without our note its magnitudes are what |V| becomes, under PEFT's names as under ComfyUI's."""
+    from graft.adapters.file import AdapterFile
+    from graft.host.files import loading
+    from graft.host.files.strengths import WHOLE
+
+    ends = {"up": "lora_B", "down": "lora_A"}
+    one, own = adapter(model, rank=2), adapter(model, "dora", seed=1)
+    layers = {key.partition(".lora_")[0] for key in own.tensors if ".lora_down" in key}
+    theirs = {}
+    for key, tensor in own.tensors.items():
+        layer, _, end = key.removeprefix("diffusion_model.").rpartition(".lora_")
+        if layer:
+            theirs[f"base_model.model.{layer}.{ends[end.partition('.')[0]]}.weight"] = tensor
+    for layer in layers:
+        magnitude = own.tensors[f"{layer}.dora_scale"]
+        down = own.tensors[f"{layer}.lora_down.weight"]
+        shaped = magnitude.reshape(1, -1, 1, 1) if down.ndim == 4 else magnitude.reshape(-1)
+        name = layer.removeprefix("diffusion_model.")
+        theirs[f"base_model.model.{name}.lora_magnitude_vector"] = shaped
+    dora = AdapterFile(theirs, {}, "theirs")
+    merged, _, report = merge(one, dora, model=model)
+    assert "left out" not in report
+    loaded = loading.load(model, None, dora, WHOLE)[0]
+    for layer in sorted(layers):
+        key = f"{layer}.weight"
+        wanted = weight_of(loaded, key) - weight_of(model, key) + change(model, one, key)
+        assert float((change(model, merged, key) - wanted).norm()) < 1e-4 * float(wanted.norm())
 
 
 def test_a_file_of_another_dialect_meets_the_same_layers(model):

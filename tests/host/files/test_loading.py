@@ -34,7 +34,7 @@ def full_names(model, dialect):
 
 
 def full_file(model, dialect, rank=4):
-    """A LoRA of every layer, on the meta device."""
+    """A LoRA of every layer, on the meta device but for alphas, which programs that write them have."""
     up_end, down_end = written.ENDS.get(dialect, written.KOHYA)
     made = {}
     for shown, key in full_names(model, dialect):
@@ -42,6 +42,13 @@ def full_file(model, dialect, rank=4):
         ones = (1,) * (weight.ndim - 2)
         made[f"{shown}{up_end}"] = torch.empty(weight.shape[0], rank, *ones, device="meta")
         made[f"{shown}{down_end}"] = torch.empty(rank, *weight.shape[1:], device="meta")
+        if up_end == written.KOHYA[0]:
+            made[f"{shown}.alpha"] = torch.tensor(2.0)
+        bias = getattr(
+            model.model.diffusion_model.get_submodule(key[: -len(".weight")]), "bias", None
+        )
+        if dialect == "core" and bias is not None:
+            made[f"{shown}.diff_b"] = torch.empty(len(bias), device="meta")
     return made
 
 
@@ -67,17 +74,26 @@ def b_lora(model, dialect, rank=2):
 @pytest.mark.parametrize("family", ["SD15", "SDXL"])
 @pytest.mark.parametrize("dialect", written.UNET)
 def test_every_key_of_a_full_layout_is_read_in_every_dialect(family, dialect):
-    from graft.host.files import homes
+    """Layers, alphas, core's biases and a bundled word: all are taken, and each by its layer."""
+    from graft.adapters.file import AdapterFile
+    from graft.adapters.tokens import BUNDLE
+    from graft.host.files import homes, loading
+    from graft.host.files.strengths import WHOLE
     from graft.loaders import renaming
+    from graft.loaders.roles import DOWN, UP, split
 
     model = build(family)
     file = full_file(model, dialect)
     known = homes.key_map(model)
     found = renaming.find(file, homes.preferred(known))
-    assert len(file) == 2 * len({name.layer for name in found.values()})
+    halves = sum(split(name)[1] in (UP, DOWN) for name in file)
+    assert halves == 2 * len({name.layer for name in found.values()})
     for shown, key in full_names(model, dialect):
         up = f"{shown}{written.ENDS.get(dialect, written.KOHYA)[0]}"
         assert found[up].key == f"diffusion_model.{key.removesuffix('.weight')}.lora_up.weight"
+    words = {f"{BUNDLE}zork.clip_l": torch.ones(1, 768)}
+    _, _, report = loading.load(model, None, AdapterFile(file | words, {}, "it"), WHOLE)
+    assert f"'it': {len(file)} of {len(file)} tensors applied. The new words zork need" in report
 
 
 @pytest.mark.parametrize("dialect", written.UNET)
@@ -202,6 +218,35 @@ def test_a_file_for_another_stable_diffusion_is_named(dialect):
         loading.load(model, None, file, WHOLE)
     with pytest.raises(ValueError, match=said):
         parts.take(in_memory(file), model, lambda names: names)
+
+
+def test_what_has_no_place_is_not_read(tmp_path, monkeypatch):
+    """Without a CLIP not one byte of the text encoders' tensors, and the report is that of the whole file."""
+    from graft.host.files import loading, parts
+    from graft.host.files.strengths import WHOLE
+    from graft.loaders import lora_file
+    from graft.loaders.source import on_disk
+    from tests.nodes.test_load import everything
+
+    model, clip = tiny.model("sdxl"), tiny.clip("sdxl")
+    path = tmp_path / "all.safetensors"
+    elsewhere = {f"lora_unet_no_such.lora_{h}.weight": torch.ones(2, 2) for h in ("up", "down")}
+    lora_file.write(path, everything(model, clip) | elsewhere)
+    whole = lora_file.read(path)
+    read, original = [], lora_file.read_some
+    monkeypatch.setattr(
+        lora_file, "read_some", lambda at, names: read.extend(names) or original(at, names)
+    )
+    text = {name for name in whole.tensors if name.startswith("text_encoders.")}
+    for side, left in ((None, text | elsewhere.keys()), (clip, elsewhere.keys())):
+        read.clear()
+        file = parts.placed(on_disk(path), model, side)
+        assert set(read) == whole.tensors.keys() - left and len(text) == 2
+        assert all(file.tensors[name].is_meta == (name in left) for name in whole.tensors)
+        assert all(torch.equal(file.tensors[name], whole.tensors[name]) for name in read)
+        patched, _, report = loading.load(model, side, file, WHOLE)
+        oracle, _, said = loading.load(model, side, whole, WHOLE)
+        assert report == said and patched.patches.keys() == oracle.patches.keys()
 
 
 def test_what_is_broken_says_so():

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from graft.loaders.roles import ALPHA, DOWN, MAGNITUDE, UP
 from graft.loaders.writing import changes
 from graft.loaders.writing.changes import Wish
-from graft.loaders.writing.content import ALPHA, DOWN, MAGNITUDE, UP
 
 
 def roles(up, down, alpha=None):

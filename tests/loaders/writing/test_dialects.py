@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
+from graft.loaders import alphas
+from graft.loaders.roles import ALPHA, DOWN, MAGNITUDE, UP
 from graft.loaders.writing import content, dialects, magnitudes
-from graft.loaders.writing.content import ALPHA, DOWN, MAGNITUDE, UP
 
 ATTENTION = "diffusion_model.output_blocks.0.1.transformer_blocks.1.attn1"
 CONV = "diffusion_model.input_blocks.4.0.in_layers.2"
@@ -90,7 +91,7 @@ def test_the_names_of_each_dialect():
 
 def test_alpha_is_where_each_dialect_keeps_it():
     made, metadata = spell(adapter(alpha=3.0), dialects.DIFFUSERS)
-    config = json.loads(metadata[content.CONFIG])
+    config = json.loads(metadata[alphas.CONFIG])
     assert (config["unet.r"], config["unet.lora_alpha"]) == (4, 3)
     out = "up_blocks.0.attentions.0.transformer_blocks.1.attn1.to_out.0"
     assert config["unet.rank_pattern"] == {out: 2}

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from graft.loaders import alphas
+from graft.loaders.roles import ALPHA, DOWN, MAGNITUDE, UP
 from graft.loaders.writing import content, dialects
-from graft.loaders.writing.content import ALPHA, DOWN, MAGNITUDE, UP
 
 
 def layers_of(network, rank=2):
@@ -132,7 +133,7 @@ def test_diffusers_loads_what_is_written_for_it(unet, dora):
 
     tensors, changes = adapter(unet, dora, kinds=("attn",) if dora else ("attn", "ff.net", "conv1"))
     made = dialects.write(content.read(tensors), {}, dialects.DIFFUSERS)
-    config = json.loads(made.metadata[content.CONFIG])
+    config = json.loads(made.metadata[alphas.CONFIG])
     StableDiffusionXLLoraLoaderMixin.load_lora_into_unet(
         dict(made.tensors), None, unet, adapter_name="one", metadata=config
     )
