@@ -41,6 +41,7 @@ MODULES = (
     "zip_lora",
     "convert",
     "inspect",
+    "guidance",
 )
 _log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ GraftPreviewType = io.Custom("GRAFT_PREVIEW")
 GraftState = io.Custom("GRAFT_STATE")
 GraftTokens = io.Custom("GRAFT_TOKENS")
 GraftAdapter = io.Custom("GRAFT_ADAPTER")
+GraftGuidanceType = io.Custom("GRAFT_GUIDANCE")
 
 # The browser takes 2048 for a number without a maximum.
 _MAX_INT = 2**31 - 1

@@ -23,7 +23,12 @@ RANK = {
     "metrics": 1,
     "adapters": 0,
 }
-FOR_ALL = {"registry", "plain", "safetensors_header"}  # root modules that any folder may import
+FOR_ALL = {
+    "registry",
+    "plain",
+    "keyed",
+    "safetensors_header",
+}  # root modules that any folder may import
 ENTRY = {"__init__", "cli", "__main__"}  # root modules that may import any folder
 COMFY = {
     "app",
