@@ -12,7 +12,8 @@ from tests.host import tiny
 
 pytestmark = pytest.mark.comfy
 
-STRENGTHS = {"sdxl": 2.0, "sd15": 2.0}
+# Where it overshoots in six steps, on 8 x 8 latents: strength and beginning. Levels of EDM begin at 80.
+REACH = {"sdxl": (2.0, 0.0), "sd15": (2.0, 0.0), "sdxl_edm": (40.0, 0.5)}
 METHODS = ("denoised", "network")
 RGB = torch.tensor([26.0, 230.0, 128.0]) / 255 * 2 - 1
 
@@ -141,9 +142,8 @@ def test_every_family_is_drawn_to_the_color(parts, family, method):
     with torch.inference_mode():
         model = tiny.model(family)
         plain = sample(model, family, steps=6)
-        # These models draw noise, on 8 x 8 latents.
-        # Levels of EDM begin at 80, where six steps overshoot.
-        one = term(parts, strength=STRENGTHS.get(family, 40.0), reach=(0.5, 1.0))
+        strength, start = REACH.get(family, (40.0, 0.0))
+        one = term(parts, strength=strength, reach=(start, 1.0))
         guided = parts[0].guide(model, [one], method=method, decoder="fast")
         got = sample(guided, family, steps=6)
     process = model.model.latent_format.process_in
