@@ -27,7 +27,6 @@ VAE, FAST, PIXELS = "vae", "fast", "pixels"
 DECODERS = (VAE, FAST, PIXELS)
 _PROBE = (-1.0, 0.0, 1.0)
 _BLOCKS = {"ResnetBlock", "AttnBlock", "Upsample", "Block"}  # of the host's AutoencoderKL and TAESD
-_CHECKPOINT = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 class GuidanceView:
@@ -48,7 +47,7 @@ class GuidanceView:
 
     def __init__(self, model: Any, terms: Sequence[Term], decoder: str, vae: Any):
         self._terms, self._decoder, self._vae = terms, decoder, vae
-        self._format = model.model.latent_format
+        self._format = model.get_model_object("latent_format")
         check(self._format, terms, decoder, vae, model)
         self._visions: dict[int, Any] = {}
         self.patchers: list[Any] = []
@@ -77,10 +76,11 @@ class GuidanceView:
             for index in range(min(shape[0], len(term.target.images))):
                 picture = self._target(place, term, index, *size)
                 pixels = (picture.movedim(1, -1) + 1) / 2
-                latent = autoencoder.encode(self._vae, model, pixels.clamp(0, 1))
+                encoded = autoencoder.encode(self._vae, model, pixels.clamp(0, 1))
+                latent = model.model.process_latent_out(encoded)
                 with self.differentiable(), torch.no_grad():
                     # The VAE has just been used, and is loaded.
-                    self._features[place, index] = self._decode(latent, True)[1]
+                    self._features[place, index] = self._through_vae(latent, True)[1]
 
     def at(
         self, step: Step, seed: int
@@ -133,7 +133,13 @@ class GuidanceView:
             return x, ()
         if self._decoder == FAST:
             return _linear(self._format, x), ()
-        latent = _process_out(self._format, x).to(self._vae.device, self._vae.vae_dtype)
+        return self._through_vae(_process_out(self._format, x), has_features)
+
+    def _through_vae(
+        self, latent: torch.Tensor, has_features: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The picture and its features, of a latent in the VAE's units."""
+        latent = latent.to(self._vae.device, self._vae.vae_dtype)
         found: dict[tuple[int, ...], torch.Tensor] = {}
         with _watched(self._autoencoder, found if has_features else None):
             out = self._autoencoder.decode(latent)[:, :3].float()
@@ -260,7 +266,10 @@ def recompute(network: nn.Module) -> None:
     """
     for module in network.modules():
         if type(module).__name__ in _BLOCKS:
-            module.forward = partial(checkpoint, module.forward, **_CHECKPOINT)  # type: ignore[method-assign]
+            again = partial(
+                checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
+            )
+            module.forward = again  # type: ignore[method-assign]
 
 
 def _flags_of(model: nn.Module) -> Callable[[], None]:

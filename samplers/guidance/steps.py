@@ -97,6 +97,9 @@ class Steps:
 
         Args:
             sigma: Above 0.
+
+        Returns:
+            The step, from ``sigma``.
         """
         levels = self._sigmas
         index = next((i for i, s in enumerate(levels) if s <= sigma * (1 + _SAME)), len(levels) - 1)

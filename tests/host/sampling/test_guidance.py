@@ -12,7 +12,7 @@ from tests.host import tiny
 
 pytestmark = pytest.mark.comfy
 
-# Where it overshoots in six steps, on 8 x 8 latents: strength and beginning. Levels of EDM begin at 80.
+# Strength and beginning where six steps on 8 x 8 latents overshoot; levels of EDM begin at 80.
 REACH = {"sdxl": (2.0, 0.0), "sd15": (2.0, 0.0), "sdxl_edm": (40.0, 0.5)}
 METHODS = ("denoised", "network")
 RGB = torch.tensor([26.0, 230.0, 128.0]) / 255 * 2 - 1
@@ -297,6 +297,24 @@ def test_gradients_through_the_vae_are_those_of_finite_differences(parts, what):
             vae.vae_dtype = before
     slope_there = step.gain * (ends[0] - ends[1]) / 2e-3
     assert slope_there == pytest.approx(float((gradient * d).sum()), rel=2e-2)
+
+
+def test_a_latent_format_that_is_patched_on_the_wire_counts(parts):
+    """As ComfyUI's ModelSamplingContinuousEDM patches that of Playground v2.5."""
+    import comfy.latent_formats
+    from graft.host.sampling.guidance_view import GuidanceView
+
+    with torch.inference_mode():
+        model, vae = tiny.model("sdxl").clone(), tiny.vae("sdxl")
+        patch = comfy.latent_formats.SDXL_Playground_2_5()
+        model.add_object_patch("latent_format", patch)
+        vae.decode(tiny.latent("sdxl"))  # loads it
+        view = GuidanceView(model, [term(parts)], "vae", vae)
+        x = tiny.latent("sdxl")
+        with view.differentiable(), torch.no_grad():
+            picture = view._decode(x.clone(), False)[0]
+        expected = vae.decode(patch.process_out(x)).movedim(-1, 1) * 2 - 1
+    assert torch.allclose(picture.clamp(-1, 1), expected, atol=1e-4)
 
 
 def test_nested_and_video_latents_are_refused(parts):
