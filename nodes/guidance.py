@@ -148,7 +148,7 @@ class GuideModel(io.ComfyNode):
                 choice(
                     "decode",
                     "How latents become pixels. vae: exactly; with gradients the VAE of SD and SDXL takes 16 KiB a "
-                    "pixel in fp32, which is 4 GiB for 512 x 512 and 16 GiB for 1024 x 1024, half of it in bf16. fast: by "
+                    "pixel in fp32, which is 4 GiB for 512 x 512 and 16 GiB for 1024 x 1024, half in bf16. fast: by "
                     "the map of ComfyUI's previews at an eighth of the size, next to free. pixels: for a model "
                     "that draws no latents.",
                     DECODERS,
