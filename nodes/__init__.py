@@ -43,6 +43,7 @@ MODULES = (
     "inspect",
     "samplers",
     "sampling_plots",
+    "guidance",
 )
 _log = logging.getLogger(__name__)
 

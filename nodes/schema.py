@@ -19,6 +19,7 @@ GraftState = io.Custom("GRAFT_STATE")
 GraftTokens = io.Custom("GRAFT_TOKENS")
 GraftAdapter = io.Custom("GRAFT_ADAPTER")
 GraftSteps = io.Custom("GRAFT_STEPS")
+GraftGuidanceType = io.Custom("GRAFT_GUIDANCE")
 
 # The browser takes 2048 for a number without a maximum.
 _MAX_INT = 2**31 - 1

@@ -112,19 +112,29 @@ class HostDenoiser(HostSampling):
 
 def _transformer_options(patcher: Any) -> dict[str, Any]:
     """The options that the host's sampler would hand to the network, with a differentiable attention."""
-    import comfy.ldm.modules.attention as attention
     from comfy.patcher_extension import copy_nested_dicts, merge_nested_dicts
 
     options = copy_nested_dicts(patcher.model_options).get("transformer_options", {})
     for name in ("wrappers", "callbacks"):
         own = getattr(patcher, name, {})
         merge_nested_dicts(options.setdefault(name, {}), own, copy_dict1=False)
+    differentiable_attention(options)
+    return options
+
+
+def differentiable_attention(options: dict[str, Any]) -> None:
+    """Let the network use an attention that has a backward.
+
+    Args:
+        options: the transformer options, which are changed.
+    """
+    import comfy.ldm.modules.attention as attention
+
     kept = (attention.attention_pytorch, getattr(attention, "attention_xformers", None))
     if "optimized_attention_override" in options or attention.optimized_attention not in kept:
         # Sage, flash and the like may have no backward; the sub-quadratic one keeps more.
         exact = attention.attention_pytorch
         options["optimized_attention_override"] = lambda _, *args, **kwargs: exact(*args, **kwargs)
-    return options
 
 
 def guard_inputs(network: nn.Module, forward: Callable[[], Any], device: torch.device) -> list[Any]:

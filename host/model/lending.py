@@ -29,6 +29,13 @@ def on_exit(stack: ExitStack, undo: Callable[[], object]) -> None:
     stack.push(leave)
 
 
+def replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Give an attribute another value until the end; one that was not there is taken away again."""
+    old = getattr(owner, name, MISSING)
+    setattr(owner, name, value)
+    on_exit(stack, lambda: delattr(owner, name) if old is MISSING else setattr(owner, name, old))
+
+
 def unload(model: Any) -> list[Any]:
     """Unload this model and its clones; returns the patchers that were loaded."""
     import comfy.model_management as mm

@@ -20,7 +20,7 @@ from ..memory.checkpointing import Checkpointing, find_blocks
 from ..memory.offload import Offload
 from ..memory.residence import Residence
 from .denoiser import HostDenoiser, differentiable_rope
-from .lending import MISSING, forwards_of, is_dynamic, on_exit, reload_all, unload
+from .lending import forwards_of, is_dynamic, on_exit, reload_all, replace, unload
 from .trainable import refuse_untrainable
 
 logger = logging.getLogger(__name__)
@@ -178,19 +178,13 @@ def _set_host_flags(stack: ExitStack) -> None:
     from comfy.cli_args import args
 
     # Absent on old hosts, where the extra attribute is harmless.
-    _set(stack, mm, "in_training", True)
+    replace(stack, mm, "in_training", True)
     # Streams hand out views of reused buffers, which autograd would save.
     if hasattr(mm, "NUM_STREAMS"):
-        _set(stack, mm, "NUM_STREAMS", 0)
+        replace(stack, mm, "NUM_STREAMS", 0)
     for flag in ("disable_comfy_compiler", "disable_cuda_graphs"):
         if hasattr(args, flag):
-            _set(stack, args, flag, True)
-
-
-def _set(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    old = getattr(owner, name, MISSING)
-    setattr(owner, name, value)
-    on_exit(stack, lambda: delattr(owner, name) if old is MISSING else setattr(owner, name, old))
+            replace(stack, args, flag, True)
 
 
 def _training_clone(model: Any) -> Any:
