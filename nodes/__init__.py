@@ -41,6 +41,7 @@ MODULES = (
     "zip_lora",
     "convert",
     "inspect",
+    "ddpm",
 )
 _log = logging.getLogger(__name__)
 
