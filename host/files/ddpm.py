@@ -281,8 +281,8 @@ def _state(folder: Path, facts: Ddpm) -> dict[str, torch.Tensor]:
     if wrong:
         first = wrong[0]
         raise ValueError(
-            f"unet/{WEIGHTS} of '{folder.name}' does not fit its config.json in {len(wrong)} tensors: {plain(first, 200)} "
-            f"is {found.get(first, 'not there')}, and has to be {wanted.get(first, 'not there')}."
+            f"unet/{WEIGHTS} of '{folder.name}' does not fit its config.json in {len(wrong)} tensors: "
+            f"{plain(first, 200)} is {found.get(first, 'not there')}, and has to be {wanted.get(first, 'not there')}."
         )
     state = safetensors.torch.load_file(str(path), device="cpu")
     return {_renamed(name): tensor for name, tensor in state.items()}

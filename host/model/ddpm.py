@@ -25,7 +25,9 @@ from ...trainers.facts import ZERO_SNR
 LABELS = "graft_labels"  # in a CONDITIONING: class numbers ``[K]``, int64
 NO_CLASS = -1
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-_LEAST_ALPHA = 4.8973451890853435e-08  # the host's own for a level without any picture
+_NO_PICTURE = (
+    4.8973451890853435e-08  # the host's own cumulated alpha of a level without any picture
+)
 _COPIES = 12  # of the widest activation that are alive at once, about
 
 
@@ -342,9 +344,10 @@ def sigmas(scheduler: Mapping[str, Any]) -> torch.Tensor:
     known = inspect.signature(kind.__init__).parameters
     given = {k: v for k, v in scheduler.items() if k in known and k != "variance_type"}
     try:
-        cumulated = kind(**given).alphas_cumprod.double().clamp(min=_LEAST_ALPHA * (1 - 1e-6))
+        cumulated = kind(**given).alphas_cumprod.double()
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ValueError(f"diffusers cannot make this schedule: {error}") from error
+    cumulated = torch.where(cumulated > 0, cumulated, _NO_PICTURE)
     levels = ((1 - cumulated) / cumulated).sqrt()
     if not bool((levels.diff() > 0).all()) or not bool((levels > 0).all()):
         raise ValueError(

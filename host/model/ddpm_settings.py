@@ -69,8 +69,8 @@ def settings(
     step = 2 ** (len(widths) - 1)
     if size % step:
         raise ValueError(
-            f"Pictures of {size} px cannot be halved {len(widths) - 1} times: take a size that {step} divides, or fewer "
-            "levels."
+            f"Pictures of {size} px cannot be halved {len(widths) - 1} times: take a size that {step} divides, or "
+            "fewer levels."
         )
     unet: dict[str, Any] = {
         "sample_size": size,
