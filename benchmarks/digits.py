@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that is trained from nothing on scikit-learn's digits: does a classifier read the digits that it was asked for?
+"""A model that is trained from nothing on scikit-learn's digits: does a classifier read those that were asked for?
 
     python -m benchmarks.digits              train, or go on with a training that was cut off; then draw and count
     python -m benchmarks.digits --steps 300  ... with fewer steps
@@ -21,7 +21,7 @@ PAGE, OUT = ROOT / "docs" / "digits.md", ROOT / "out" / "digits"
 START, END = "<!-- made by `python -m benchmarks.digits --page` -->", "<!-- /made -->"
 OF_EACH, DRAWN_IN, BOUND = 50, 20, 0.85
 GUIDED = 2.0
-BATCH, RATE, STEPS = 64, 2e-3, 800
+BATCH, RATE, STEPS = 32, 2e-3, 700
 
 
 def judge() -> tuple[Any, float]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of a pixel diffusion model that is made anew, from a few numbers."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -64,25 +65,13 @@ def settings(
         raise ValueError(
             f"levels is {plain(levels, 80)!r}; give whole numbers with commas, 1,2,2 say."
         ) from error
-    attends = [i >= len(widths) - 2 and i > 0 for i in range(len(widths))]
-    groups = max(g for g in (32, 16, 8, 4, 2, 1) if width % g == 0)
     step = 2 ** (len(widths) - 1)
     if size % step:
         raise ValueError(
             f"Pictures of {size} px cannot be halved {len(widths) - 1} times: take a size that {step} divides, or "
             "fewer levels."
         )
-    unet: dict[str, Any] = {
-        "sample_size": size,
-        "in_channels": channels,
-        "out_channels": channels,
-        "block_out_channels": widths,
-        "layers_per_block": layers,
-        "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
-        "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
-        "norm_num_groups": groups,
-        "attention_head_dim": max(d for d in (8, 4, 2, 1) if width % d == 0),
-    }
+    unet = _unet(size, channels, widths, layers)
     if classes:
         unet["num_class_embeds"] = classes + unlabelled
     scheduler = {
@@ -96,3 +85,18 @@ def settings(
     }
     facts = Ddpm(unet, scheduler)
     return replace(facts, unlabelled=classes if classes and unlabelled else None)
+
+
+def _unet(size: int, channels: int, widths: list[int], layers: int) -> dict[str, Any]:
+    attends = [i >= len(widths) - 2 and i > 0 for i in range(len(widths))]
+    return {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
+        "norm_num_groups": math.gcd(32, *widths),
+        "attention_head_dim": math.gcd(8, *widths),
+    }

@@ -65,7 +65,9 @@ def test_bad_input_is_refused(nodes, output):
 
     model, _ = nodes.NewDdpm.execute(**SMALL).args
     free, _ = nodes.NewDdpm.execute(**SMALL | {"classes": 0}).args
-    with pytest.raises(ValueError, match="'3' is no class of this MODEL: give a number from 0 to 2"):
+    with pytest.raises(
+        ValueError, match="'3' is no class of this MODEL: give a number from 0 to 2"
+    ):
         nodes.ClassLabel.execute(model, "1, 3", 1, 0, 0)
     with pytest.raises(ValueError, match="knows no classes: leave labels empty"):
         nodes.ClassLabel.execute(free, "1", 1, 0, 0)

@@ -75,6 +75,7 @@ def test_diffusers_loads_the_folder_and_computes_the_same(output):
 
 def test_a_folder_that_diffusers_saved_is_loaded(output):
     from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+
     from graft.host.files import ddpm
 
     unet = UNet2DModel(

@@ -6,10 +6,11 @@ import dataclasses
 import pytest
 import torch
 
-from tests.host import ddpms, test_engine
+from tests.host import ddpms
+from tests.host.files import test_ddpm
 
 pytestmark = pytest.mark.comfy
-output = test_engine.output  # fixture
+output = test_ddpm.output  # fixture
 
 
 def request(model=None, data=None, network="full", **changes):
