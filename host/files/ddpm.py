@@ -39,6 +39,7 @@ _LIMITS = {
     "time_embedding_dim": (1, 65536),
 }
 _MAX_WIDTH, _MAX_LEVELS = 8192, 12
+_MAX_NEW = 300_000_000  # parameters; those of 256 px have 114 million as a rule
 # What diffusers called the parts of an attention before 0.18.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -82,6 +83,13 @@ def make(facts: Ddpm, seed: int, disable_dynamic: bool = False) -> Any:
         ValueError: The settings are out of their limits, or do not go together.
     """
     _check(facts, "New Pixel Diffusion")
+    with torch.device("meta"):
+        count = sum(p.numel() for p in ddpm.make_network(facts).parameters())
+    if count > _MAX_NEW:
+        raise ValueError(
+            f"This model would have {count / 1e6:.0f} million parameters; {_MAX_NEW / 1e6:.0f} million are possible. "
+            "Lower width, levels or layers."
+        )
     return ddpm.build(facts, seed=seed, again=(make, (facts, seed)))
 
 

@@ -203,6 +203,7 @@ def test_the_vae_loses_nothing():
         ({"size": 8, "levels": "1,2,2,2,2"}, "cannot be halved 4 times"),
         ({"predicts": "speed"}, "Unknown prediction_type 'speed'"),
         ({"width": 7, "levels": "9999"}, "block_out_channels"),
+        ({"width": 1024, "levels": "4,4", "layers": 8}, "million are possible. Lower width"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes, match):
