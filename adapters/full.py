@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -20,7 +21,7 @@ from . import NETWORKS
 from .base import Layer
 from .pair import Kept, Pair
 from .settings import Settings
-from .targets import kind, norm, targets
+from .targets import is_table, kind, norm, targets
 from .weight import needed
 
 Base = Callable[[torch.Tensor], torch.Tensor]
@@ -48,12 +49,12 @@ class Full(Settings):
         check_limits(self)
 
     def targets(self, root: nn.Module) -> tuple[str, ...]:
-        """Names of the linear, convolution and normalization modules that ``blocks`` selects.
+        """Names of the linear, convolution and normalization modules that ``blocks`` selects, and of class embeddings.
 
         Raises:
             ValueError: It selects none.
         """
-        return targets(root, self.blocks, self.norms)
+        return targets(root, self.blocks, self.norms, tables=True)
 
     def build(self, module: nn.Module, generator: torch.Generator) -> Layer:
         """A ``FullLayer`` for a linear, convolution or normalization module."""
@@ -88,10 +89,14 @@ class FullLayer(Layer):
             self.bias = nn.Parameter(torch.zeros(shift.shape))
             self.own["bias"] = "bias"
             self.files["diff_b"] = "bias"
-        self.is_product = scale is None and _has_plain_padding(module)
+        self.is_table = is_table(module)
+        self.is_product = scale is None and not self.is_table and _has_plain_padding(module)
 
     def computed(self, x: torch.Tensor, base: Base) -> torch.Tensor:
         """What the module makes of ``x`` with W0 + dW."""
+        if self.is_table:  # rows are looked up: those of the sum are the sum of theirs
+            rows = base(x)
+            return rows + F.embedding(x, self.weight).to(rows.dtype)
         if self.is_product and torch.is_grad_enabled():
             y: torch.Tensor = _Product.apply(x, self.weight, self.bias, self, base)
         else:

@@ -25,7 +25,7 @@ MAX_PATTERN, MAX_STARS, MAX_STARS_EACH = (
 NONE = "none"  # a selection of its own
 PRESETS: dict[str, tuple[str, ...]] = {
     "all": ("*",),
-    "attention": ("*attn*", "attention", "single_blocks.*.linear[12]"),
+    "attention": ("*attn*", "attention", "single_blocks.*.linear[12]", "attentions.*.to_*"),
     "cross-attention": ("attn2", "cross_attn"),
     "transformer": (
         "transformer_blocks",
@@ -73,13 +73,21 @@ def norm(module: nn.Module) -> str | None:
     return next((n for n in ("weight", "scale") if getattr(own.get(n), "ndim", 0) == 1), None)
 
 
-def targets(root: nn.Module, blocks: str, norms: bool = False) -> tuple[str, ...]:
+def is_table(module: nn.Module) -> bool:
+    """Whether a module is a table of classes: an embedding that its network says so of."""
+    return bool(getattr(module, "takes_labels", False))
+
+
+def targets(
+    root: nn.Module, blocks: str, norms: bool = False, tables: bool = False
+) -> tuple[str, ...]:
     """Names of the linear and convolution modules of ``root`` that ``blocks`` selects; ``none`` selects none.
 
     Args:
         root: The model.
         blocks: The selection.
         norms: Whether normalizations that have a scale are selected, too.
+        tables: Likewise tables of classes.
 
     Raises:
         ValueError: A part of the selection, or the whole of it, matches nothing; lists near names.
@@ -89,7 +97,7 @@ def targets(root: nn.Module, blocks: str, norms: bool = False) -> tuple[str, ...
     names = [
         name
         for name, module in root.named_modules()
-        if kind(module) or (norms and norm(module) is not None)
+        if kind(module) or (norms and norm(module) is not None) or (tables and is_table(module))
     ]
     return chosen(names, blocks)
 

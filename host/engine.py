@@ -40,6 +40,7 @@ from .runs.keeper import Keeper
 from .runs.progress import RunSink
 from .runs.stopping import interrupt as _interrupt
 from .runs.stopping import is_interrupt
+from .text import labels
 from .text.live_texts import live_texts
 from .text.words import with_words
 
@@ -76,8 +77,8 @@ class _Run:
     """One call of the engine."""
 
     def __init__(self, request: Request) -> None:
-        self.request = request
         self.name = paths.lora_name(request.name)
+        request = self.request = labels.prepared(request)
         check(request)
         if request.objective.zero_terminal:  # trained with, and part of MODEL out
             request = self.request = replace(request, model=sampling.zero_terminal(request.model))
@@ -302,6 +303,7 @@ class _Run:
         where += self.keeper.save_raw(loop)
         clip = request.clip if request.text_network else None
         model, clip, applied = result.apply_both(request.model, clip, adapter.tensors)
+        clip = clip or labels.wire(request.clip)
         report = report or applied
         if not report.complete:
             self.sink(Warned(f"The LoRA would not load whole: {report.text}"))
@@ -313,7 +315,7 @@ class _Run:
         images, rows = self.previews.images, tuple(monitor.rows)
         return Outcome(
             model=model,
-            clip=with_words(clip or request.clip, adapter.tensors),
+            clip=clip and with_words(clip, adapter.tensors),
             lora_model=result.lora_state_dict(adapter),
             state=self._state(),
             loss_map=health.loss_map(loop.losses, rows) | loop.record.columns(),

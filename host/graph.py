@@ -44,8 +44,11 @@ def picture_folders() -> list[str]:
         bases += folder_paths.get_folder_paths("datasets")
     found = {name for base in bases for name in _with_pictures(Path(base))}
     above = {name.rpartition("/")[0] for name in found} - found - {""}
-    examples = [f"{EXAMPLES}/{name}" for name in _with_pictures(EXAMPLES_FOLDER)]
-    return [*sorted(found, key=str.casefold), *sorted(above, key=str.casefold), *sorted(examples)]
+    return [
+        *sorted(found, key=str.casefold),
+        *sorted(above, key=str.casefold),
+        *sorted(_examples()),
+    ]
 
 
 def picture_folder(name: str) -> Path:
@@ -57,11 +60,20 @@ def picture_folder(name: str) -> Path:
     parts = str(name).strip().replace("\\", "/").strip("/").split("/")
     if parts[0] != EXAMPLES:
         return paths.input_folder(name)
-    known = {f"{EXAMPLES}/{example}": example for example in _with_pictures(EXAMPLES_FOLDER)}
+    known = _examples()
     wanted = "/".join(parts)
     if wanted not in known:
         raise ValueError(unknown("example folder", wanted, known))
     return paths.inside(EXAMPLES_FOLDER, known[wanted])
+
+
+def _examples() -> dict[str, str]:
+    """The pack's folders of pictures, and those that hold a folder for each class, by the name of their choice."""
+    inside = set(_with_pictures(EXAMPLES_FOLDER))
+    return {
+        f"{EXAMPLES}/{name}": name
+        for name in inside | {n.rpartition("/")[0] for n in inside} - {""}
+    }
 
 
 def show_text(node_id: str | None, text: str) -> None:

@@ -56,7 +56,7 @@ class LoadImages(io.ComfyNode):
                 ),
                 text("trigger", _TRIGGER),
                 switch("recursive", "Also read the folders inside this folder.", False),
-                whole("resolution", _RESOLUTION, 1024, min=64, max=8192, step=64),
+                whole("resolution", _RESOLUTION, 1024, min=8, max=8192, step=8),
                 field(Dataset, "crops"),
                 choice(
                     "layout",
@@ -174,7 +174,7 @@ class ImagesToDataset(io.ComfyNode):
                     multiline=True,
                 ),
                 text("trigger", _TRIGGER),
-                whole("resolution", _RESOLUTION, 1024, min=64, max=8192, step=64),
+                whole("resolution", _RESOLUTION, 1024, min=8, max=8192, step=8),
                 field(Dataset, "crops"),
                 socket(
                     io.Mask,

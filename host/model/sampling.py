@@ -25,12 +25,13 @@ class HostSampling:
         device: where it is asked for time steps.
 
     Attributes:
-        sigmas: its table, ascending, fp32 on the CPU ``[N]``.
+        sigmas: its table, ascending, fp32 on the CPU ``[N]``; without a level that a model is not to be trained at.
     """
 
     def __init__(self, sampling: Any, device: torch.device | str = "cpu"):
         self._sampling = sampling
         table = torch.as_tensor(sampling.sigmas)
+        table = table[: getattr(sampling, "trained_levels", len(table))]  # of our own models
         self.sigmas: torch.Tensor = table.detach().to("cpu", torch.float32).clone()
         probe = sampling.timestep(self.sigmas[:1].to(device))
         self._is_discrete = not torch.is_floating_point(probe)

@@ -11,6 +11,7 @@ from ...loaders import lora_file
 from ...trainers.state import State
 from ..model import latents, model_patches
 from ..text import tokens
+from ..text.labels import LabelEncoder
 
 SAMPLE_BYTES = model_patches.SAMPLE_BYTES
 
@@ -73,6 +74,8 @@ def vae_digest(vae: Any, model: Any) -> str:
 
 def clip_digest(clip: Any) -> str:
     """SHA-256 over what encoded texts depend on: the CLIP with its patches, its layer, its tokenizer and options."""
+    if isinstance(clip, LabelEncoder):
+        return hashlib.sha256(clip.digest.encode()).hexdigest()
     encoder = clip.cond_stage_model
     options = getattr(clip, "tokenizer_options", {}) or {}
     facts = [

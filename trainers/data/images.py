@@ -26,7 +26,7 @@ try:
 except ImportError:  # Pillow can be built without LittleCMS
     ImageCms = None  # type: ignore[assignment]
 
-MIN_PX = 16
+MIN_PX = 8
 MAX_PIXELS = 178_956_970
 """Pillow's own limit against decompression bombs, kept even where another pack lifts Pillow's."""
 _LESS_PIXELS = {"WEBP": 2**26, "AVIF": 2**26}

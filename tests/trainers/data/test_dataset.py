@@ -48,7 +48,7 @@ def test_item_takes_a_path_or_pixels():
     [
         (torch.rand(1, 32, 32, 3), r"\[1, 32, 32, 3\]"),
         (torch.rand(32, 32, 4), r"\[32, 32, 4\]"),
-        (torch.rand(8, 32, 3), "32 x 8 px, the least is 16"),
+        (torch.rand(7, 32, 3), "32 x 7 px, the least is 8"),
         (torch.full((32, 32, 3), torch.nan), "NaN"),
         (torch.zeros(32, 32, 3, dtype=torch.uint8), "uint8"),
     ],
@@ -94,7 +94,7 @@ def test_values_are_frozen_and_hashable():
     ("values", "message"),
     [
         ({"items": ()}, "holds no images"),
-        ({"resolution": 15}, "resolution is 15 px, the least is 16"),
+        ({"resolution": 7}, "resolution is 7 px, the least is 8"),
     ],
 )
 def test_dataset_refuses(values, message):
