@@ -164,7 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(json.dumps(found, indent=2))
     if given.page:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-        rows = [f"| {name} | {value} |" for name, value in found.items()]
+        shares = {k: f"{v:.1%}" for k, v in found.items() if k not in ("steps", "minutes")}
+        rows = [f"| {name} | {value} |" for name, value in (found | shares).items()]
         body = "\n".join(["| what | |", "|---|---:|", *rows])
         after = rest.partition(END)[2]
         PAGE.write_text(f"{before}{START}\n{body}\n{END}{after}", encoding="utf-8", newline="\n")
