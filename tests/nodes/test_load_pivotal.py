@@ -53,9 +53,10 @@ def bundle(word="TOK", seed=0):
 
 
 def put(folder, name, tensors):
+    """A file that says its word; other folders may have one of the same name, which would count."""
     from safetensors.torch import save_file
 
-    save_file(tensors, folder / name)
+    save_file(tensors, folder / name, {"modelspec.trigger_phrase": "TOK"})
     return name
 
 
@@ -66,9 +67,11 @@ def test_one_file_and_two_give_the_same(load, loras, folder, wires):  # noqa: F8
     layers = lora(model.model.diffusion_model, [LAYER])
     write(loras, layers | bundle(), "one.safetensors")
     write(loras, layers, "two.safetensors")
-    put(folder, "TOK.safetensors", vectors()["TOK"])
+    put(folder, "pivotal word.safetensors", vectors()["TOK"])
     one = load(clip, "one.safetensors", model=model, strengths=(0.5, 1.0))
-    two = load(clip, "two.safetensors", "TOK.safetensors", model=model, strengths=(0.5, 1.0))
+    two = load(
+        clip, "two.safetensors", "pivotal word.safetensors", model=model, strengths=(0.5, 1.0)
+    )
     want = encoded(tokens.bind(clip, vectors()), "a (TOK:1.2) in a box")[0]
     for patched, bound, trigger, report in (one, two):
         assert [p[0] for p in patched.patches[f"diffusion_model.{LAYER}.weight"]] == [0.5]
@@ -111,27 +114,29 @@ def test_what_cannot_be_loaded_is_refused(load, loras, folder, wires):  # noqa: 
     layers = lora(model.model.diffusion_model, [LAYER])
     write(loras, layers, "plain.safetensors")
     write(loras, layers | bundle(), "own.safetensors")
-    put(folder, "TOK.safetensors", vectors(seed=3)["TOK"])
+    put(folder, "pivotal word.safetensors", vectors(seed=3)["TOK"])
     with pytest.raises(ValueError, match="There is nothing to load: choose a file"):
         load(clip)
     with pytest.raises(ValueError, match="'plain' bundles no new words: choose a file"):
         load(clip, "plain.safetensors", model=model)
     with pytest.raises(ValueError, match="'own' has 2 tensors of a LoRA beside its words: connect"):
         load(clip, "own.safetensors")
-    with pytest.raises(ValueError, match="'own' bundles the word TOK, and 'TOK.safetensors' has"):
-        load(clip, "own.safetensors", "TOK.safetensors", model=model)
+    with pytest.raises(
+        ValueError, match="'own' bundles the word TOK, and 'pivotal word.safetensors' has"
+    ):
+        load(clip, "own.safetensors", "pivotal word.safetensors", model=model)
 
 
 def test_the_widgets_are_checked_before_a_run(loras, folder, wires):  # noqa: F811
     from graft.nodes.load_pivotal import LoadPivotal
 
-    put(folder, "mine.safetensors", vectors()["TOK"])
-    assert LoadPivotal.validate_inputs("none", "mine.safetensors") is True
+    put(folder, "pivotal mine.safetensors", vectors()["TOK"])
+    assert LoadPivotal.validate_inputs("none", "pivotal mine.safetensors") is True
     assert "gone.pt" in LoadPivotal.validate_inputs("none", "gone.pt")
     assert "gone.safetensors" in LoadPivotal.validate_inputs("gone.safetensors", "none")
-    before = LoadPivotal.fingerprint_inputs("none", "mine.safetensors")
-    put(folder, "mine.safetensors", vectors(n=3)["TOK"])
-    assert LoadPivotal.fingerprint_inputs("none", "mine.safetensors") != before
+    before = LoadPivotal.fingerprint_inputs("none", "pivotal mine.safetensors")
+    put(folder, "pivotal mine.safetensors", vectors(n=3)["TOK"])
+    assert LoadPivotal.fingerprint_inputs("none", "pivotal mine.safetensors") != before
     names = [i.id for i in LoadPivotal.define_schema().inputs]
     asked = inspect.signature(LoadPivotal.execute).parameters
     assert names == list(asked)
