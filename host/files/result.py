@@ -161,9 +161,7 @@ def apply_both(
         return model.clone(), clip and clip.clone(), Report(0, 0)
     with torch.inference_mode(False), torch.no_grad():
         record, key_map, loaded = _load(lora, model, clip, metadata, places)
-        weights = model.model.state_dict()
-        if clip is not None:
-            weights |= clip.cond_stage_model.state_dict()
+        weights = _weights(model, clip)
         fitting = _fitting(loaded, weights, metadata)
         placed = putting.put(model, clip, fitting, own, strengths, limits)
         kept = placed.taken | placed.left
@@ -180,6 +178,11 @@ def apply_both(
     others = tuple(sorted([*misshapen, *own.misshapen]))
     report = Report(applied, total, unplaced, others, change, own.total, placed.how, shapes)
     return placed.model, placed.clip, report
+
+
+def _weights(model: Any, clip: Any) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = model.model.state_dict()
+    return found if clip is None else found | clip.cond_stage_model.state_dict()
 
 
 def _none_fits(model: Any, total: int, names: Iterable[str], own: bottlenecks.Found) -> str:

@@ -59,19 +59,7 @@ def settings(
     Raises:
         ValueError: They do not go together.
     """
-    try:
-        widths = [width * int(part) for part in levels.split(",")]
-    except ValueError as error:
-        raise ValueError(
-            f"levels is {plain(levels, 80)!r}; give whole numbers with commas, 1,2,2 say."
-        ) from error
-    step = 2 ** (len(widths) - 1)
-    if size % step:
-        raise ValueError(
-            f"Pictures of {size} px cannot be halved {len(widths) - 1} times: take a size that {step} divides, or "
-            "fewer levels."
-        )
-    unet = _unet(size, channels, widths, layers)
+    unet = _unet(size, channels, [width * times for times in _levels(levels, size)], layers)
     if classes:
         unet["num_class_embeds"] = classes + unlabelled
     scheduler = {
@@ -85,6 +73,23 @@ def settings(
     }
     facts = Ddpm(unet, scheduler)
     return replace(facts, unlabelled=classes if classes and unlabelled else None)
+
+
+def _levels(text: str, size: int) -> list[int]:
+    """The multiples of ``1,2,2``, of which each but the last halves pictures of ``size``."""
+    try:
+        times = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"levels is {plain(text, 80)!r}; give whole numbers with commas, 1,2,2 say."
+        ) from error
+    step = 2 ** (len(times) - 1)
+    if size % step:
+        raise ValueError(
+            f"Pictures of {size} px cannot be halved {len(times) - 1} times: take a size that {step} divides, or "
+            "fewer levels."
+        )
+    return times
 
 
 def _unet(size: int, channels: int, widths: list[int], layers: int) -> dict[str, Any]:

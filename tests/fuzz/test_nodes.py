@@ -75,6 +75,8 @@ def wires():
     from graft.host.sampling.recorder import Recorder, Trace
     from graft.host.sampling.sampler import sampler
     from graft.samplers import SAMPLERS
+    from graft.samplers.guidance import COURSES, LOSSES
+    from graft.samplers.guidance.parts import Term
     from graft.trainers.data import Dataset, Item
     from graft.trainers.objectives import Objective
     from graft.trainers.optimizers import Optimizer
@@ -104,6 +106,7 @@ def wires():
         "MASK": torch.ones(2, 32, 32),
         "SIGMAS": torch.tensor([14.0, 3.0, 0.0]),
         "SAMPLER": sampler(SAMPLERS.get("edm-heun")()),
+        "GRAFT_GUIDANCE": (Term(LOSSES.get("color")(), COURSES.get("constant")()),),
         "GRAFT_STEPS": Recorder(deque([Trace((14.0,), (1.0,), (0.5,), 1, 1, frozenset())])),
     }
 
