@@ -17,7 +17,7 @@ from .base import Layer
 from .form import Form
 from .pair import Pair
 
-BOTH, FIRST, SECOND = "both", "first", "second"
+BOTH, FIRST, SECOND, NEITHER = "both", "first", "second", "neither"
 REPO, PAPER = "repo", "paper"
 SIMILARITIES = (REPO, PAPER)
 

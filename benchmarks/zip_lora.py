@@ -47,6 +47,7 @@ WAYS = {
     "zip 0.01": "ZipLoRA, rate 1e-2, 4 pictures of each a step",
     "zip 0.01 free": "the same, the overlap counting nothing",
 }
+WHEN = ("before", "after", "without both")
 SHARES = ("shape", "texture", "both", "all")
 COLUMNS = {
     "shape alone": "asked for the shape: shape",
@@ -174,9 +175,8 @@ def _zipped(
     measured = {}
     for line in made.report.splitlines():
         name, _, said = line.partition(": ")
-        if " as a plain sum, " in said:
-            before, _, now = said.removesuffix(" now").partition(" as a plain sum, ")
-            measured |= {f"{name}, before": float(before), f"{name}, after": float(now)}
+        numbers = [float(part.split()[0]) for part in said.split(", ") if " as a plain sum" in said]
+        measured |= {f"{name}, {when}": n for when, n in zip(WHEN, numbers, strict=False)}
     return made, measured
 
 

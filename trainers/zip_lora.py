@@ -125,15 +125,22 @@ class Zipping:
         """What is minimised in a step."""
         return torch.stack([part.cpu() for part in self._losses(step)]).sum()
 
-    def measure(self) -> Reading:
-        """The distances at fixed draws, and the overlap."""
+    def measure(self, which: str = BOTH) -> Reading:
+        """The distances at fixed draws, and the overlap.
+
+        Args:
+            which: The distances of what; ``NEITHER`` has those of the model without the two, which factors of 0 have.
+
+        Returns:
+            Means over eight pictures of each.
+        """
         draws = Draws(self.plan.seed, 0, range(_MEASURED), _MEASURED, _MEASURING)
         with torch.no_grad():
             far = []
-            for data, which, _ in self._parts:
+            for data, alone, _ in self._parts:
                 picked = [slot % len(data.buckets) for slot in range(_MEASURED)]
                 each = [
-                    float(self._distance(data, which, [item], draws.only([slot])))
+                    float(self._distance(data, alone, [item], draws.only([slot]), which))
                     for slot, item in enumerate(picked)
                 ]
                 far.append(sum(each) / len(each))
@@ -150,14 +157,17 @@ class Zipping:
             terms = [layer.similarity(self.plan.similarity) for layer in self.layers]
             yield self.plan.similarity_weight * torch.stack(terms).sum()
 
-    def _distance(self, data: Data, which: str, items: Sequence[int], draws: Draws) -> torch.Tensor:
+    def _distance(
+        self, data: Data, alone: str, items: Sequence[int], draws: Draws, which: str = BOTH
+    ) -> torch.Tensor:
         """The mean distance of the merged one from one of the two, on pictures of that one."""
         batch = next(iter(data.batches(items, draws)))
         noised = self.objective.noised(self.denoiser, batch.latents, draws)
-        with torch.no_grad(), self._only(which):
+        with torch.no_grad(), self._only(alone):
             target = self.denoiser(noised.x, noised.sigma, batch.cond)
         noised = replace(noised, target=target.float())
-        return self.objective.sample_loss(self.denoiser, noised, batch).mean()
+        with self._only(which):
+            return self.objective.sample_loss(self.denoiser, noised, batch).mean()
 
     @contextmanager
     def _only(self, which: str) -> Iterator[None]:

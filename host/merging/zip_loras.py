@@ -10,7 +10,7 @@ import torch
 from ...adapters.attach import Attached
 from ...adapters.file import AdapterFile
 from ...adapters.learned import MODEL
-from ...adapters.zip import Turn, Zip
+from ...adapters.zip import NEITHER, Turn, Zip
 from ...loaders import dialects
 from ...loaders.merging.cat import joined
 from ...trainers.data import Dataset
@@ -196,16 +196,18 @@ def _learned(
             graph.show_text(node_id, "measuring how far the sum is from each")
             before = run.measure()
             losses = run.run()
-            lines = _lines(before, run.measure())
+            lines = _lines(before, run.measure(), run.measure(NEITHER))
             return attached.tensors(), losses, lines
         finally:
             attached.remove()
 
 
-def _lines(before: Reading, after: Reading) -> list[str]:
-    """What was measured at the same draws before and after."""
+def _lines(before: Reading, after: Reading, without: Reading) -> list[str]:
+    """What was measured at the same draws before, after, and of the model without the two."""
     return [
-        f"distance from the content LoRA alone: {before.content:.3e} as a plain sum, {after.content:.3e} now",
-        f"distance from the style LoRA alone: {before.style:.3e} as a plain sum, {after.style:.3e} now",
+        f"distance from the content LoRA alone: {before.content:.3e} as a plain sum, {after.content:.3e} now, "
+        f"{without.content:.3e} without both",
+        f"distance from the style LoRA alone: {before.style:.3e} as a plain sum, {after.style:.3e} now, "
+        f"{without.style:.3e} without both",
         f"overlap of the factors: {before.overlap:.3f} as a plain sum, {after.overlap:.3f} now",
     ]

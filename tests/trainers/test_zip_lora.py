@@ -10,7 +10,7 @@ from torch import nn
 
 from graft.adapters.attach import Attached
 from graft.adapters.pair import Pair
-from graft.adapters.zip import BOTH, FIRST, SECOND, Turn, Zip
+from graft.adapters.zip import BOTH, FIRST, NEITHER, SECOND, Turn, Zip
 from graft.trainers.zip_lora import Zipping, ZipPlan
 from tests.trainers.toy import Toy, ToyData, ToyNetwork
 
@@ -176,6 +176,17 @@ def test_learning_brings_both_nearer_and_lessens_the_overlap():
         torch.equal(a, b)
         for a, b in zip(frozen, (b for layer in again.layers for b in layer.buffers()), strict=True)
     )
+
+
+def test_the_model_without_both_is_as_near_as_factors_of_nothing():
+    """What the distances have to be held against: shrinking both comes this near, and keeps nothing of either."""
+    run = zipping(steps=1)
+    without = run.measure(NEITHER)
+    with torch.no_grad():
+        for parameter in run.parameters:
+            parameter.zero_()
+    nothing = run.measure()
+    assert without.content == nothing.content > 0 and without.style == nothing.style > 0
 
 
 def test_the_step_of_the_optimizer_is_that_of_the_whole_loss():
