@@ -126,8 +126,7 @@ def fingerprint(name: str) -> str:
     except ValueError:
         return ""
     files = [folder / INDEX, folder / OWN, *folder.glob("unet/*"), *folder.glob("scheduler/*")]
-    stats = [(str(file), file.stat()) for file in sorted(files) if file.is_file()]
-    return repr([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
+    return " ".join(paths.fingerprint(file) for file in sorted(files) if file.is_file())
 
 
 def save(model: Any, name: str) -> tuple[str, Path]:
@@ -194,28 +193,32 @@ def _facts(folder: Path) -> Ddpm:
     if not isinstance(unet, list) or unet[-1:] != ["UNet2DModel"]:
         kind = plain(str(index.get("_class_name")), 80)
         raise ValueError(
-            f"'{folder.name}' is a {kind}; a pixel diffusion model is a DDPMPipeline, whose unet is a UNet2DModel. Use "
-            "the loader for its kind."
+            f"'{plain(folder.name)}' is a {kind}; a pixel diffusion model is a DDPMPipeline, whose unet is a "
+            "UNet2DModel. Use the loader for its kind."
         )
     scheduler = _json(folder, "scheduler/scheduler_config.json")
     own = _json(folder, OWN) if (folder / OWN).is_file() else {}
     facts = Ddpm(_json(folder, "unet/config.json"), scheduler, own.get("unlabelled"))
-    _check(facts, folder.name)
+    _check(facts, plain(folder.name))
     return facts
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     path = paths.inside(folder, name)
     if not path.is_file():
-        raise ValueError(f"'{folder.name}' has no {name}: copy the whole folder of the pipeline.")
+        raise ValueError(
+            f"'{plain(folder.name)}' has no {name}: copy the whole folder of the pipeline."
+        )
     if path.stat().st_size > _MAX_JSON:
-        raise ValueError(f"{name} of '{folder.name}' is larger than 1 MiB: it is no settings file.")
+        raise ValueError(
+            f"{name} of '{plain(folder.name)}' is larger than 1 MiB: it is no settings file."
+        )
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} of '{folder.name}' cannot be read: {error}") from error
+        raise ValueError(f"{name} of '{plain(folder.name)}' cannot be read: {error}") from error
     if not isinstance(made, dict):
-        raise ValueError(f"{name} of '{folder.name}' is no object of settings.")
+        raise ValueError(f"{name} of '{plain(folder.name)}' is no object of settings.")
     return made
 
 
@@ -278,7 +281,7 @@ def _state(folder: Path, facts: Ddpm) -> dict[str, torch.Tensor]:
     path = paths.inside(folder, f"unet/{WEIGHTS}")
     if not path.is_file():
         raise ValueError(
-            f"'{folder.name}' has no unet/{WEIGHTS}. Only safetensors are read: save the pipeline again with "
+            f"'{plain(folder.name)}' has no unet/{WEIGHTS}. Only safetensors are read: save the pipeline again with "
             "save_pretrained(safe_serialization=True)."
         )
     header = read_header(path)
@@ -289,7 +292,7 @@ def _state(folder: Path, facts: Ddpm) -> dict[str, torch.Tensor]:
     if wrong:
         first = wrong[0]
         raise ValueError(
-            f"unet/{WEIGHTS} of '{folder.name}' does not fit its config.json in {len(wrong)} tensors: "
+            f"unet/{WEIGHTS} of '{plain(folder.name)}' does not fit its config.json in {len(wrong)} tensors: "
             f"{plain(first, 200)} is {found.get(first, 'not there')}, and has to be {wanted.get(first, 'not there')}."
         )
     state = safetensors.torch.load_file(str(path), device="cpu")

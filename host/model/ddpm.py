@@ -130,6 +130,7 @@ def diffusers() -> Any:
     """
     try:
         module = importlib.import_module("diffusers")
+        # Its parts are imported when they are first asked for, which fails here and not later.
         return module if module.UNet2DModel else module
     except (ImportError, AttributeError, RuntimeError) as error:
         raise RuntimeError(
