@@ -272,7 +272,7 @@ def _normal(value: Any) -> Any:
 
 def _names(terms: Sequence[Term]) -> list[str]:
     """What each term is called, with a number where two are of one kind."""
-    kinds = [term.loss.name for term in terms]
+    kinds = [str(getattr(term.loss, "name", "loss")) for term in terms]  # the registry names them
     seen: Counter[str] = Counter()
     names = []
     for kind in kinds:
