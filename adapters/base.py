@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .dropout import Masks, Source
+from .fused import Fetch, own
 from .pair import Kept, Pair
 
 
@@ -20,6 +21,7 @@ class Layer(nn.Module):
         files: Names of parameters by the suffix under which files keep them.
         masks: What is dropped out in training.
         module_dropout: Share of the pictures for which the layer is left out.
+        fetch: Gives the weight and bias of the module as it uses them.
         has_exact_gradient: Whether the gradient is that of the output; not, where a part counts as a number.
     """
 
@@ -30,6 +32,7 @@ class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.masks = Masks(Source(), "")
+        self.fetch: Fetch = own
 
     def install(self, module: nn.Module, is_on: Callable[[], bool]) -> Callable[[], None]:
         """Let a module compute with this layer.

@@ -18,37 +18,46 @@ from torch.nn import functional as F
 from .form import Form
 
 Direct = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor | None]
+Weights = tuple[torch.Tensor, torch.Tensor | None]
+Fetch = Callable[[nn.Module, torch.Tensor], Weights | None]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that layers compute in
 _CLOSE = 1e-2  # of bf16
 
 
-def direct(module: nn.Module, form: Form) -> Direct | None:
+def own(module: nn.Module, x: torch.Tensor) -> Weights | None:
+    """A layer's weight and bias; None where it computes with others on its input ``x``."""
+    given: Any = module
+    weight = given.weight
+    if weight.dtype != x.dtype or weight.device != x.device or weight.is_inference():
+        return None
+    if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
+        return None
+    return weight, given.bias
+
+
+def direct(module: nn.Module, form: Form, fetch: Fetch = own) -> Direct | None:
     """How to compute a layer and its LoRA together, without the layer's own forward.
 
     Args:
         module: The layer, with its own forward.
         form: Its form.
+        fetch: Gives weight and bias as the layer uses them on an input; None where it cannot.
 
     Returns:
-        What takes ``x``, ``down``, ``up`` and the scale, and returns the adapted output; None in its place where the
-        weight is not there as it is to be used. None where the layer does more than its form says.
+        What takes ``x``, ``down``, ``up`` and the scale, and returns the adapted output, or None where nothing could be
+        fetched. None in its place where the layer does more than its form says.
     """
-    if not _is_plain(module, form):
+    if not _is_plain(module, form, fetch):
         return None
-    given: Any = module
-    has_functions = hasattr(
-        module, "weight_function"
-    )  # the host's layers pass their weights through these
 
     def compute(
         x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float
     ) -> torch.Tensor | None:
-        weight, bias = given.weight, given.bias
-        if weight.dtype != x.dtype or weight.device != x.device or weight.is_inference():
+        source = _Source(module, fetch)
+        weights = source.fetch(x)
+        if weights is None:
             return None
-        if has_functions and (given.weight_function or given.bias_function):
-            return None
-        parts = (x, weight, bias, down.to(x.dtype), up.to(x.dtype), scale)
+        parts = (x, *weights, down.to(x.dtype), up.to(x.dtype), scale, source)
         made: torch.Tensor
         if form.kernel:
             made = _Convolved.apply(*parts, form.how)  # type: ignore[no-untyped-call]
@@ -59,34 +68,60 @@ def direct(module: nn.Module, form: Form) -> Direct | None:
     return compute
 
 
-def _is_plain(module: nn.Module, form: Form) -> bool:
+class _Source:
+    """Where a weight comes from, and whether it has to be kept for the gradient of x."""
+
+    def __init__(self, module: nn.Module, fetch: Fetch) -> None:
+        self._module, self._fetch = module, fetch
+
+    def fetch(self, x: torch.Tensor) -> Weights | None:
+        """Weight and bias for an input."""
+        return self._fetch(self._module, x)
+
+    def kept(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """The weight, but for one that was only cast: that is done again, and the copy's memory is free meanwhile."""
+        stored: Any = self._module.weight
+        is_cast = weight.dtype != stored.dtype and weight.device == stored.device
+        return None if is_cast else weight
+
+    def again(self, weight: torch.Tensor | None, grad: torch.Tensor) -> torch.Tensor:
+        """What was kept, or the same once more.
+
+        Raises:
+            RuntimeError: It cannot be had any more.
+        """
+        if weight is not None:
+            return weight
+        weights = self.fetch(grad)
+        if weights is None:
+            raise RuntimeError("The weight of a layer was taken away between forward and backward.")
+        return weights[0]
+
+
+def _is_plain(module: nn.Module, form: Form, fetch: Fetch) -> bool:
     """Whether a layer computes what its form, weight and bias say, and nothing else; found by asking it."""
     given: Any = module
-    weight, bias = given.weight, given.bias
-    if type(weight) not in (torch.Tensor, nn.Parameter) or weight.device.type == "meta":
+    stored = given.weight
+    if type(stored) not in (torch.Tensor, nn.Parameter) or stored.device.type == "meta":
         return False
-    shape = (form.rows, form.inputs, *form.kernel)
-    if weight.shape != shape or weight.dtype not in _DTYPES or weight.requires_grad:
+    if stored.shape != (form.rows, form.inputs, *form.kernel) or stored.requires_grad:
         return False
     if any(isinstance(value, str) for value in form.how):
         return False
-    with torch.inference_mode(False), torch.no_grad():
-        weight = weight.detach().clone() if weight.is_inference() else weight
-        reach = (
-            [d * (k - 1) + 1 for d, k in zip(form.how[2], form.kernel, strict=True)]
-            if form.kernel
-            else []
-        )
-        count = form.inputs * math.prod(reach)
-        x = torch.linspace(-1, 1, count, dtype=weight.dtype, device=weight.device)
-        x = x.view(1, form.inputs, *reach)
-        expected = form.apply(x, weight)
-        if bias is not None:
-            expected = expected + form.channels(bias.to(weight))
+    dtype = stored.dtype if stored.dtype in _DTYPES else torch.float32
+    with torch.inference_mode(stored.is_inference()), torch.no_grad():
+        x = torch.linspace(-1, 1, form.inputs * math.prod(form.reach), device=stored.device)
+        x = x.to(dtype).view(1, form.inputs, *form.reach)
         try:
             found = given.forward(x)
+            weights = fetch(module, x)
         except (RuntimeError, TypeError, ValueError, NotImplementedError):
             return False
+        if weights is None:
+            return False
+        expected = form.apply(x, weights[0])
+        if weights[1] is not None:
+            expected = expected + form.channels(weights[1])
         return found.shape == expected.shape and torch.allclose(found, expected, _CLOSE, _CLOSE)
 
 
@@ -102,6 +137,7 @@ class _Linear(torch.autograd.Function):
         down: torch.Tensor,
         up: torch.Tensor,
         scale: float,
+        source: _Source,
     ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
         y = x.new_empty(*x.shape[:-1], len(weight))  # no view: the network may write to it
@@ -112,8 +148,8 @@ class _Linear(torch.autograd.Function):
             torch.addmm(bias, flat, weight.t(), out=out)
         inner = _scaled(down @ flat.t(), scale)
         out.addmm_(inner.t(), up.t())
-        ctx.save_for_backward(x, inner, weight, down, up)
-        ctx.scale = scale
+        ctx.save_for_backward(x, inner, source.kept(weight), down, up)
+        ctx.scale, ctx.source = scale, source
         return y
 
     @staticmethod
@@ -124,9 +160,10 @@ class _Linear(torch.autograd.Function):
         back = _scaled(up.t() @ g.t(), ctx.scale)
         of_x = None
         if ctx.needs_input_grad[0]:
+            weight = ctx.source.again(weight, grad)
             of_x = (g @ weight).addmm_(back.t(), down).view(x.shape)
         of_down = back @ x.reshape(-1, x.shape[-1])
-        return of_x, None, None, of_down, (inner @ g).t(), None
+        return of_x, None, None, of_down, (inner @ g).t(), None, None
 
 
 class _Convolved(torch.autograd.Function):
@@ -141,6 +178,7 @@ class _Convolved(torch.autograd.Function):
         down: torch.Tensor,
         up: torch.Tensor,
         scale: float,
+        source: _Source,
         how: tuple[Any, ...],
     ) -> torch.Tensor:
         convolve: Any = getattr(F, f"conv{weight.ndim - 2}d")
@@ -151,8 +189,8 @@ class _Convolved(torch.autograd.Function):
             y.flatten(2).baddbmm_(wide, inner.flatten(2))
         else:
             y.add_(convolve(inner, up))
-        ctx.save_for_backward(x, inner, weight, down, up)
-        ctx.scale, ctx.how = scale, how
+        ctx.save_for_backward(x, inner, source.kept(weight), down, up)
+        ctx.scale, ctx.source, ctx.how = scale, source, how
         return y
 
     @staticmethod
@@ -165,9 +203,10 @@ class _Convolved(torch.autograd.Function):
         of_up = torch.bmm(inner.flatten(2), g.transpose(1, 2)).sum(0).t().view(up.shape)
         of_x, of_down = _gradients(back, x, down, ctx.how, (needs_x, True))
         if needs_x:
+            weight = ctx.source.again(weight, grad)
             of_base, _ = _gradients(grad, x, weight, ctx.how, (True, False))
             of_x = of_base.add_(of_x)
-        return of_x, None, None, of_down, of_up, None, None
+        return of_x, None, None, of_down, of_up, None, None, None
 
 
 def _gradients(

@@ -115,7 +115,7 @@ class LoraLayer(Layer):
 
     def direct(self, module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor | None] | None:
         """The module and the low-rank path together, where nothing is dropped out."""
-        compute = fused.direct(module, self.form) if self.is_fusible else None
+        compute = fused.direct(module, self.form, self.fetch) if self.is_fusible else None
         if compute is None:
             return None
         drops = self.dropout or self.rank_dropout or self.module_dropout

@@ -71,6 +71,7 @@ def training(
     from graft.adapters import NETWORKS
     from graft.adapters.attach import Attached
     from graft.host.data.training_data import Held, Picture, TrainingData
+    from graft.host.model import layer_weights
     from graft.host.model.trainee import trainee
     from graft.host.text.conditioning import Conditioner, Encoded
     from graft.trainers.loop import Loop
@@ -99,7 +100,8 @@ def training(
         conditioner = Conditioner(trained.patcher, trained.device)
         held = Held(list(zip(encoded, captions, strict=True)))
         data = TrainingData(held, (), texts, conditioner, trained.device)
-        attached = Attached(trained.diffusion_model, network, plan.seed, trained.device)
+        where = (plan.seed, trained.device, layer_weights.fetch)
+        attached = Attached(trained.diffusion_model, network, *where)
         try:
             objective = Objective(preserve=0.0)
             parts = (trained.denoiser, data, attached, objective, optimizer)
