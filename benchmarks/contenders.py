@@ -17,14 +17,21 @@ import torch
 from .subjects import Pictures, Subject
 
 RANK = 8
+ALL, ATTENTION = "all", "attention"  # coverages, in our block language
 LEARNING_RATE = 1e-4
 Contender = Callable[[Subject, Any, Pictures, int, bool], list[float]]
 
 
 def graft(
-    subject: Subject, model: Any, pictures: Pictures, steps: int, checkpointing: bool
+    subject: Subject,
+    model: Any,
+    pictures: Pictures,
+    steps: int,
+    checkpointing: bool,
+    blocks: str = ALL,
 ) -> list[float]:
     """Our trainer: the engine's trainee, adapters, loop and event sink; no preservation, which core has not."""
+    from graft.adapters import NETWORKS
     from graft.host.files import paths
     from graft.host.runs.progress import RunSink
     from graft.trainers.events import Ended, Progress, Started
@@ -40,7 +47,8 @@ def graft(
             marks.append(time.perf_counter())
 
     plan = Plan(steps=steps, batch_size=subject.batch, precision="fp32")
-    with training(subject, model, pictures, plan, record) as (trained, loop):
+    network = NETWORKS.get("lora")(rank=RANK, blocks=blocks)
+    with training(subject, model, pictures, plan, record, network) as (trained, loop):
         trained.checkpointing(checkpointing)
         record(Started(steps, 0, {}))
         loop.run()
