@@ -62,8 +62,8 @@ class Guidance(io.ComfyNode):
                 text("text", "For clip: what the picture should show.", multiline=True),
                 choice(
                     "schedule",
-                    "The course of the strength between start_percent and end_percent; linear and cosine fall to 0, or "
-                    "to the option last.",
+                    "The course of the strength between start_percent and end_percent. constant: always the same. "
+                    "linear, cosine: falling to 0, or to the option last.",
                     COURSES.names(),
                     "constant",
                 ),
