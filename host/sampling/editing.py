@@ -238,5 +238,6 @@ def _describe(edits: Sequence[Wanted], keys: Sequence[Key]) -> str:
             said[-1] += f" (threshold {edit.threshold:g})"
     if any(one.edit.needs_attention for one in edits):
         said.append(f"Attention is of {len(keys)} layers.")
-    said.append(f"{len(edits)} more evaluations of the model a step, one more where cfg is not 1.")
+    more = f"{len(edits)} more evaluation{'' if len(edits) == 1 else 's'} of the model a step"
+    said.append(f"{more}, and one where cfg is not 1." if edits else "No edits.")
     return "\n".join(said)
