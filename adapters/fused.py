@@ -139,15 +139,10 @@ class _Linear(torch.autograd.Function):
         scale: float,
         source: _Source,
     ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        y = x.new_empty(*x.shape[:-1], len(weight))  # no view: the network may write to it
-        out = y.view(-1, len(weight))
-        if bias is None:
-            torch.mm(flat, weight.t(), out=out)
-        else:
-            torch.addmm(bias, flat, weight.t(), out=out)
-        inner = _scaled(down @ flat.t(), scale)
-        out.addmm_(inner.t(), up.t())
+        y = F.linear(x, weight, bias)  # with `up` at 0 the layer's own bits come out
+        inner = _scaled(down @ x.reshape(-1, x.shape[-1]).t(), scale)
+        y.view(-1, y.shape[-1]).addmm_(inner.t(), up.t())
+        y = y.new_empty(0).set_(y)  # type: ignore[call-overload]  # no view, so that the network may write to it
         ctx.save_for_backward(x, inner, source.kept(weight), down, up)
         ctx.scale, ctx.source = scale, source
         return y

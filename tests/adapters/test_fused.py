@@ -60,6 +60,29 @@ def test_output_and_gradients_are_those_of_the_two_written_out(name, layout, sca
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: nn.Linear(256, 96), (4, 36, 256)),
+        (lambda: nn.Linear(256, 96, bias=False), (4, 36, 256)),
+        (lambda: nn.Linear(64, 96), (4, 6, 6, 64)),
+        (lambda: nn.Linear(64, 96), (5, 64)),
+        (lambda: nn.Conv2d(16, 24, 3, padding=1), (2, 16, 12, 12)),
+        (lambda: nn.Conv2d(16, 24, 1), (1, 16, 12, 12)),
+    ],
+)
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_before_training_it_is_the_layer_bit_for_bit(build, shape, is_transposed):
+    """So that what is kept near the base model (preservation) starts with a difference of 0, whose sign is 0 too."""
+    torch.manual_seed(0)
+    module = build().requires_grad_(False)
+    form = Form.of(module, "a LoRA")
+    x = torch.randn(shape)
+    x = x.transpose(1, -1).contiguous().transpose(1, -1) if is_transposed else x
+    down, up = torch.randn(4, form.inputs, *form.kernel), torch.zeros(form.rows, 4, *form.ones)
+    assert torch.equal(fused.direct(module, form)(x, down, up, 1.0), module(x))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_are_finite_differences(name):
     module, form, x, down, up = made(name, rank=2)
