@@ -47,16 +47,16 @@ def inverted(guided, family, method="ledits-dpmpp", sigmas=SIGMAS, batch=1, **op
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sdxl_v", "sdxl_edm"])
 @pytest.mark.parametrize("method", ["ledits-ddim", "ledits-dpmpp"])
-@pytest.mark.parametrize("skip", [0.0, 0.4])
-def test_the_way_back_is_to_the_picture(family, method, skip):
+def test_the_way_back_is_to_the_picture(family, method):
     guided = guider(tiny.model(family), family)
     latent, (made, said) = inverted(guided, family, method, batch=2)
-    through, sigmas, start, words = inversion.replayed(made, skip)
-    out = sampled(guided, through, sigmas, start)
-    scale = float(latent["samples"].abs().max())
-    assert float((out - latent["samples"]).abs().max()) < 1e-5 * scale
     assert "exactly to the picture" in said and "6 evaluations" in said
-    assert words.startswith("6 of 6 steps" if not skip else "4 of 6 steps, from sigma 2.5")
+    scale = float(latent["samples"].abs().max())
+    for skip, left in ((0.0, "6 of 6 steps"), (0.4, "4 of 6 steps, from sigma 2.5")):
+        through, sigmas, start, words = inversion.replayed(made, skip)
+        out = sampled(guided, through, sigmas, start)
+        assert float((out - latent["samples"]).abs().max()) < 1e-5 * scale
+        assert words.startswith(left)
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
@@ -66,8 +66,8 @@ def test_flow_models_are_inverted_without_noise_and_refused_with_it(family):
     through, sigmas, start, _ = inversion.replayed(made, 0.0)
     back = float((sampled(guided, through, sigmas, start) - latent["samples"]).abs().max())
     one = inverted(guided, family, "ddim", FLOW, iterations=1)[1][0].inversion
-    assert made.inversion.residual <= one.residual
-    assert back < 1e-3 * float(latent["samples"].abs().max()) or made.inversion.residual > 1e-4
+    assert made.inversion.residual <= 1e-7 < 0.05 < one.residual
+    assert back < 1e-5
     assert bool(torch.isfinite(start["samples"]).all()) and "largest error of a step" in said
     with pytest.raises(ValueError, match=r"ledits-ddim draws the noise .* a flow model"):
         inverted(guided, family, "ledits-ddim", FLOW)
