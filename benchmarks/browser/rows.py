@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of `make figures TOPIC=browser`: the tests of the page in each frontend and renderer, and what they measured.
+"""The rows of `make figures TOPIC=browser`: the tests of the page in each mode, and what they measured.
 
 Each mode runs by itself: the host's own frontend, and a recent one from PyPI.
 """

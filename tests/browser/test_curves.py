@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arithmetic behind the panel, in the browser, against numpy and against a server that loses and repeats messages."""
+"""The arithmetic behind the panel, in the browser: against numpy, and against messages that are lost and repeated."""
 
 import math
 import random
@@ -111,7 +111,8 @@ def test_a_point_goes_to_a_pixel_and_back(plain_page):
     code = """(m) => {
         const box = { left: 40, top: 10, width: 200, height: 100 };
         const [even, log] = [new m.Axes(box, [0, 100], [1, 100]), new m.Axes(box, [0, 100], [1, 100], true)];
-        return [even.toX(25), even.fromX(even.toX(25)), even.fromX(-5), even.fromX(900), log.toY(10), log.toY(1) + log.toY(100)];
+        const there = even.fromX(even.toX(25));
+        return [even.toX(25), there, even.fromX(-5), even.fromX(900), log.toY(10), log.toY(1) + log.toY(100)];
     }"""
     x, back, before, after, middle, ends = plain_page.module("plot/axes", code)
     assert (x, before, after) == (90, 0, 100) and back == pytest.approx(25)
@@ -121,7 +122,7 @@ def test_a_point_goes_to_a_pixel_and_back(plain_page):
 
 
 def _history():
-    """Messages of a run that is cut off at 12, and goes on at 8; what a page must end with, and the server's answers."""
+    """Messages of a run that is cut off at 12, and goes on at 8; then what the server knows, from which message on."""
     points, events, messages = [], [], []
 
     def add(kind, rows=(), **fields):
@@ -248,7 +249,8 @@ def test_ten_thousand_steps_stay_below_a_frame(plain_page, record_property):
     """A new point, smoothing, decimation, axes and text, painted at 100 % and 300 %; the median of 100."""
     code = """async (m) => {
         const columns = { step: [], loss: [], lr: [], grad_norm: [], s_per_step: [], memory: [] };
-        const record = { run: "r", made: 1, seq: 1, state: "running", step: 0, total: 12000, text: "", facts: {}, events: [], columns };
+        const head = { run: "r", made: 1, seq: 1, state: "running", step: 0, total: 12000, text: "", facts: {} };
+        const record = { ...head, events: [], columns };
         const add = () => {
             const step = columns.step.length + 1;
             const row = [step, 0.1 + Math.random(), 1e-4, Math.random(), 0.01, 5.2];

@@ -39,7 +39,8 @@ def wait_panel(page, code, node=TRAIN, timeout_s=120):
 
 def record(page, node=TRAIN):
     """What the panel shows: run, state, steps and losses."""
-    code = """(panel) => panel?.record && ({ run: panel.record.run, state: panel.record.state, total: panel.record.total,
+    code = """(panel) => panel?.record && ({
+        run: panel.record.run, state: panel.record.state, total: panel.record.total,
         step: panel.record.columns.step, loss: panel.record.columns.loss, memory: panel.record.columns.memory,
         kinds: panel.record.events.map((event) => event.kind), text: panel.root.textContent })"""
     return panel(page, code, node)
