@@ -24,7 +24,9 @@ def text(body: dict[str, Any], key: str, default: str = "") -> str:
 
 
 def answering(web: Any, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Handler:
-    """A handler of a POST whose answer is worked out in another thread; what is wrong comes back as text.
+    """A handler of a POST whose answer is worked out in another thread.
+
+    A wrong setting is no failure of the page that asks about it: the answer is ``{"error": text}`` with status 200.
 
     Args:
         web: The module ``aiohttp.web``.
@@ -37,9 +39,9 @@ def answering(web: Any, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> H
         try:
             made = await loop.run_in_executor(None, answer, body)
         except ValueError as error:
-            raise Problem(400, str(error)) from error
+            made = {"error": str(error)}
         except OSError as error:
-            raise Problem(409, f"A file cannot be read: {error.strerror or error}") from error
+            made = {"error": f"A file cannot be read: {error.strerror or type(error).__name__}."}
         return web.json_response(made)
 
     return guarded(web, handler)
