@@ -109,8 +109,8 @@ export class BlocksMap {
       setAttributes(button, { "data-state": state, "aria-pressed": String(state === "all") });
       button.style.setProperty("--heat", size ? String(0.08 + (0.92 * size) / top) : "0");
       button.title = cellTitle(place, cell, on, of, size);
-      if (match?.low) setText(button, of ? strengthText(match.low[at], match.high[at]) : "");
-      else if (!button.classList.contains("graft-map-named")) setText(button, "");
+      const strength = match?.low && of ? strengthText(match.low[at], match.high[at]) : "";
+      setText(button, [button.dataset.label, strength].filter(Boolean).join(" "));
     });
   }
 
@@ -157,7 +157,7 @@ export class BlocksMap {
       for (const cell of block.cells) {
         const button = this.cell({ group: group.name, block: block.name, part: cell.part }, cell);
         button.classList.add("graft-map-named");
-        setText(button, block.label);
+        button.dataset.label = block.label;
         root.append(button);
       }
     }

@@ -250,6 +250,9 @@ export function summary(state, at) {
   if (match.error) return "selects nothing";
   const { kind } = state.fields[at];
   if (kind === STRENGTHS) return state.text(at).trim() ? "strengths by block" : "one strength for all";
+  if (kind === "keep" && !state.file(at)) {
+    return state.text(at).trim() ? `${match.layers} layers of the model, as far as they were trained` : "all that was trained";
+  }
   return `${match.layers} of ${match.all} layers`;
 }
 

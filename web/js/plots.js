@@ -110,15 +110,20 @@ class NodePlot {
 
   async load(question) {
     const turn = (this.turn += 1);
+    if (!this.answer) this.say("…", false);
     const isAsked = typeof question !== "string";
     if (this.plot.takesFamily) this.showChoice(!isAsked || question.source === "family");
     const answer = isAsked ? await ask(this.plot.route, question) : { error: "", note: question };
     if (turn !== this.turn) return;
     const isDrawn = isAsked && !answer.error;
     this.answer = isDrawn ? answer : null;
-    this.note = isDrawn ? "" : answer.note ?? answer.error;
-    this.isWrong = isAsked;
+    this.say(isDrawn ? "" : answer.note ?? answer.error, isAsked);
     this.root.title = isDrawn ? answer.text ?? "" : this.note;
+  }
+
+  say(note, isWrong) {
+    this.note = note;
+    this.isWrong = isWrong;
     this.surface.schedule();
   }
 
@@ -139,6 +144,7 @@ class NodePlot {
 
   draw(frame) {
     const ink = getComputedStyle(this.root).color;
+    this.fold.style.fontSize = `${Math.round(11 * frame.text)}px`;
     if (this.answer) this.plot.draw(frame, this.answer, ink);
     else if (this.note) drawNote(frame, this.note, this.isWrong ? "#e2574c" : ink);
   }
