@@ -128,7 +128,7 @@ def overlap(files: Sequence[str], source: str = "", name: str = "") -> dict[str,
         name: The file or family.
 
     Returns:
-        ``blocks``, and for each of ``pairs`` the places of its two files, its ``cosine`` in all and ``by_block``.
+        ``text``, ``blocks``, and for each of ``pairs`` the places of its two files, its ``cosine`` in all and ``by_block``.
 
     Raises:
         ValueError: A file is not there or broken, or two have no layer in common.
@@ -141,8 +141,10 @@ def overlap(files: Sequence[str], source: str = "", name: str = "") -> dict[str,
         found = _overlap((files[one], files[other]), (marks[one], marks[other]), source, name)
         pairs.append((one, other, found))
     blocks = list(dict.fromkeys(b for _, _, found in pairs for b in found if b))
+    said = [f"{one + 1} and {other + 1}: cosine {found['']:.2f}" for one, other, found in pairs]
     return {
         "blocks": blocks,
+        "text": "; ".join(said),
         "pairs": [
             {
                 "files": [one, other],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The routes of pictures and plots, asked over HTTP: what is wrong with a setting is an answer, a bad request is none."""
+"""The routes of pictures and plots, over HTTP: what is wrong with a setting is an answer, a bad request is refused."""
 
 import json
 import urllib.error

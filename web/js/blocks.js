@@ -3,9 +3,9 @@
 
 import { app } from "../../../scripts/app.js";
 import { ask } from "./ask.js";
-import { drawMini } from "./blocks_mini.js";
-import { BlocksPanel, summary } from "./blocks_panel.js";
-import { BlocksState } from "./blocks_state.js";
+import { drawMini } from "./blocks/mini.js";
+import { BlocksPanel, summary } from "./blocks/panel.js";
+import { BlocksState } from "./blocks/state.js";
 import { addDisplay, viewScale } from "./display.js";
 import { element } from "./dom.js";
 import { Surface } from "./surface.js";
@@ -14,7 +14,7 @@ const HEIGHT = 52;
 const LOOK_EVERY_MS = 300;
 const FOLLOW_AFTER_MS = 500;
 
-/** @type {Record<string, import("./blocks_state.js").Field[]>} */
+/** @type {Record<string, import("./blocks/state.js").Field[]>} */
 const NODES = {
   GraftTrainLora: [{ widget: "blocks", kind: "blocks", fixed: "lora" }],
   GraftTrainPivotal: [{ widget: "blocks", kind: "blocks", fixed: "lora" }],

@@ -5,7 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { ask } from "./ask.js";
 import { addDisplay, chain, viewScale } from "./display.js";
 import { element, setAttributes } from "./dom.js";
-import { PLOTS } from "./plot_nodes.js";
+import { PLOTS } from "./plots/nodes.js";
 import { Surface } from "./surface.js";
 
 const LOOK_EVERY_MS = 300;

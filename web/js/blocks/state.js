@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one node's picture of blocks knows: the layout of its model, the texts of its widgets, what they select.
 
-import { modelSource } from "./source.js";
+import { modelSource } from "../source.js";
 
 const WAIT_MS = 150;
 const MOST_UNDONE = 50;
@@ -122,7 +122,7 @@ export class BlocksState {
    * Change the text by a click; clicks follow each other.
    *
    * @param {number} at
-   * @param {import("./blocks_map.js").Place} place
+   * @param {import("./map.js").Place} place
    * @param {boolean} isOn
    * @param {number | null} value Of strengths.
    * @returns {Promise<void>}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model's blocks in one line, as small as a row of a node: where the selection is.
 
-import { cellState } from "./blocks_map.js";
+import { cellState } from "./map.js";
 
 const ON = "#2f9e62";
 const GAP = 6;
@@ -9,7 +9,7 @@ const GAP = 6;
 /**
  * Draw the blocks of a layout as columns, filled as far as they are selected.
  *
- * @param {import("./surface.js").Frame} frame
+ * @param {import("../surface.js").Frame} frame
  * @param {any} layout As the route `blocks/layout` gives it.
  * @param {any} match As the route `blocks/match` gives it, or null.
  * @param {string} ink Colour of what is not selected.

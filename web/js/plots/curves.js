@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Curves over an axis and a grid of coloured cells, on a canvas. Draws what it is given and knows nothing of the host.
 
+import { logTicks, short, ticks } from "../plot/ticks.js";
+
 const GRID = "rgba(128, 128, 128, 0.28)";
 
 /**
@@ -24,7 +26,7 @@ const GRID = "rgba(128, 128, 128, 0.28)";
 /**
  * Draw a chart.
  *
- * @param {import("./surface.js").Frame} frame
+ * @param {import("../surface.js").Frame} frame
  * @param {Chart} chart
  * @param {string} ink Colour of text.
  */
@@ -70,57 +72,9 @@ export function axis(values, from, to, isLog = false, isTight = false) {
   const count = Math.max(2, Math.abs(to - from) / (isTight ? 60 : 26));
   return {
     at: (value) => from + ((turn(value) - turn(low)) / span) * (to - from),
-    ticks: isLog ? logTicks(low, high, count) : linearTicks(low, high, count),
+    ticks: isLog ? logTicks(low, high) : ticks(low, high, count),
     isLog,
   };
-}
-
-/**
- * Round numbers between two ends.
- *
- * @param {number} low
- * @param {number} high
- * @param {number} count About how many.
- * @returns {number[]}
- */
-export function linearTicks(low, high, count) {
-  const raw = (high - low) / Math.max(1, count);
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const lead = raw / power;
-  const step = power * (lead <= 1 ? 1 : lead <= 2 ? 2 : lead <= 5 ? 5 : 10);
-  const first = Math.ceil(low / step - 1e-9);
-  const last = Math.floor(high / step + 1e-9);
-  return Array.from({ length: last - first + 1 }, (_, at) => Number(((first + at) * step).toPrecision(12)));
-}
-
-/**
- * Powers of ten between two ends, with 2 and 5 between where there is room.
- *
- * @param {number} low
- * @param {number} high
- * @param {number} count At most about how many.
- * @returns {number[]}
- */
-export function logTicks(low, high, count) {
-  for (const leads of [[1, 2, 5], [1, 3], [1]]) {
-    const found = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
-      for (const lead of leads) {
-        const value = Number(`${lead}e${power}`);
-        if (value >= low * 0.999 && value <= high * 1.001) found.push(value);
-      }
-    }
-    if (found.length <= count) return found;
-    if (leads.length === 1) return found.filter((_, at) => at % Math.ceil(found.length / count) === 0);
-  }
-  return [];
-}
-
-/** @param {number} value */
-export function tickText(value) {
-  const size = Math.abs(value);
-  if (size && (size < 1e-3 || size >= 1e5)) return value.toExponential(0).replace("e+", "e");
-  return String(Number(value.toPrecision(3)));
 }
 
 function drawGrid(context, chart, box, x, sides, ink, size) {
@@ -135,20 +89,38 @@ function drawGrid(context, chart, box, x, sides, ink, size) {
   context.fillStyle = ink;
   context.textBaseline = "top";
   context.textAlign = "center";
+  let free = -Infinity;
   for (const tick of x.ticks) {
-    line(x.at(tick), box.top, x.at(tick), box.bottom);
-    context.fillText(tickText(tick), x.at(tick), box.bottom + 3);
+    const at = x.at(tick);
+    line(at, box.top, at, box.bottom);
+    const half = context.measureText(short(tick)).width / 2 + 3;
+    if (at - half < free) continue;
+    context.fillText(short(tick), at, box.bottom + 3);
+    free = at + half;
   }
   context.textAlign = "right";
   context.fillText(chart.xLabel, box.right, box.bottom + 3 + 1.15 * size);
   context.textBaseline = "middle";
-  for (const tick of sides[0].ticks) {
-    line(box.left, sides[0].at(tick), box.right, sides[0].at(tick));
-    context.fillText(tickText(tick), box.left - 4, sides[0].at(tick));
-  }
+  upright(sides[0], size, (tick, y, isFree) => {
+    line(box.left, y, box.right, y);
+    if (isFree) context.fillText(short(tick), box.left - 4, y);
+  });
   context.textAlign = "left";
   if (!chart.curves.some((curve) => curve.isRight)) return;
-  for (const tick of sides[1].ticks) context.fillText(tickText(tick), box.right + 4, sides[1].at(tick));
+  upright(sides[1], size, (tick, y, isFree) => {
+    if (isFree) context.fillText(short(tick), box.right + 4, y);
+  });
+}
+
+/** Go through the ticks of an upright axis; those of a logarithmic one crowd. */
+function upright(side, size, each) {
+  let last = Infinity;
+  for (const tick of side.ticks) {
+    const y = side.at(tick);
+    const isFree = last - y >= 1.3 * size;
+    if (isFree) last = y;
+    each(tick, y, isFree);
+  }
 }
 
 function drawCurve(context, curve, x, y, box) {
@@ -211,7 +183,7 @@ function drawLegend(context, chart, box, ink, size) {
 /**
  * Draw rows of cells, coloured by their value: orange above 0, blue below, grey where there is none.
  *
- * @param {import("./surface.js").Frame} frame
+ * @param {import("../surface.js").Frame} frame
  * @param {Grid} grid
  * @param {string} ink
  */

@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // The panel to pick blocks in: a picture of the model beside the graph, and the text that it writes.
 
-import { BlocksMap, MAP_STYLES } from "./blocks_map.js";
-import { addStyles, element, setAttributes, setText } from "./dom.js";
+import { BlocksMap, MAP_STYLES } from "./map.js";
+import { addStyles, element, setAttributes, setText } from "../dom.js";
 
 const STYLES = `${MAP_STYLES}
-.graft-panel { position: fixed; right: 24px; top: 72px; z-index: 1100; width: fit-content; max-width: min(960px, 94vw);
+.graft-picker { position: fixed; right: 24px; bottom: 76px; z-index: 1100; width: fit-content; max-width: min(960px, 94vw);
   min-width: 380px; max-height: 82vh; display: flex; flex-direction: column; box-sizing: border-box;
   background: var(--comfy-menu-bg, #2a2a2a); color: var(--input-text, #ddd); font: 12px sans-serif;
   border: 1px solid var(--border-color, #555); border-radius: 8px; box-shadow: 0 6px 24px rgba(0, 0, 0, 0.45); }
-.graft-panel[hidden] { display: none; }
-.graft-panel-bar { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; padding: 6px 12px; }
-.graft-panel-top { cursor: move; padding: 8px 8px 6px 12px; border-bottom: 1px solid var(--border-color, #555);
+.graft-picker[hidden] { display: none; }
+.graft-picker-bar { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; padding: 6px 12px; }
+.graft-picker-top { cursor: move; padding: 8px 8px 6px 12px; border-bottom: 1px solid var(--border-color, #555);
   flex-wrap: nowrap; touch-action: none; user-select: none; }
-.graft-panel-title { font-weight: 600; flex: 1 1 auto; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.graft-panel-button, .graft-panel select, .graft-panel input { background: var(--comfy-input-bg, #222);
+.graft-picker-title { font-weight: 600; flex: 1 1 auto; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.graft-picker-button, .graft-picker select, .graft-picker input { background: var(--comfy-input-bg, #222);
   color: var(--input-text, #ddd); border: 1px solid var(--border-color, #555); border-radius: 4px; padding: 2px 8px;
   font: 12px sans-serif; }
-.graft-panel-button { cursor: pointer; }
-.graft-panel-button:hover, .graft-panel-button:focus-visible { border-color: currentColor; outline: none; }
-.graft-panel-button:disabled { opacity: 0.4; cursor: default; }
-.graft-panel-button[aria-pressed="true"] { background: #2f9e62; border-color: #2f9e62; color: #fff; }
-.graft-panel-text { flex: 1 1 240px; min-width: 0; font-family: ui-monospace, monospace; padding: 4px 8px; }
-.graft-panel-body { overflow: auto; padding: 8px 12px; min-height: 40px; }
-.graft-panel-foot { padding: 6px 12px 10px; min-height: 15px; overflow-wrap: anywhere; max-width: 720px; }
-.graft-panel-foot.is-wrong { color: var(--error-text, #f55); }
+.graft-picker-button { cursor: pointer; }
+.graft-picker-button:hover, .graft-picker-button:focus-visible { border-color: currentColor; outline: none; }
+.graft-picker-button:disabled { opacity: 0.4; cursor: default; }
+.graft-picker-button[aria-pressed="true"] { background: #2f9e62; border-color: #2f9e62; color: #fff; }
+.graft-picker-text { flex: 1 1 240px; min-width: 0; font-family: ui-monospace, monospace; padding: 4px 8px; }
+.graft-picker-body { overflow: auto; padding: 8px 12px; min-height: 40px; }
+.graft-picker-foot { padding: 6px 12px 10px; min-height: 15px; overflow-wrap: anywhere; max-width: 720px; }
+.graft-picker-foot.is-wrong { color: var(--error-text, #f55); }
 `;
 const STRENGTHS = "strengths";
 const HINT =
@@ -68,21 +68,21 @@ export class BlocksPanel {
   build() {
     addStyles("graft-blocks", STYLES);
     this.map = new BlocksMap((place, isOn) => this.pick(place, isOn));
-    this.title = element("span", { class: "graft-panel-title" });
+    this.title = element("span", { class: "graft-picker-title" });
     const shut = this.button("✕", "Close (Esc)", () => this.close());
-    const top = element("div", { class: "graft-panel-bar graft-panel-top" }, this.title, shut);
+    const top = element("div", { class: "graft-picker-bar graft-picker-top" }, this.title, shut);
     this.fieldChoice = this.choice("Which text of the node", (value) => this.setField(Number(value)));
     this.familyChoice = this.choice("The kind of model, where none is connected", (value) =>
       this.state?.setFamily(value),
     );
     this.presets = element("span", { style: { display: "contents" } });
-    const bar = element("div", { class: "graft-panel-bar" }, this.fieldChoice, this.familyChoice, this.presets);
-    this.foot = element("div", { class: "graft-panel-foot", attributes: { role: "status" } });
-    const body = element("div", { class: "graft-panel-body", attributes: { "data-capture-wheel": "true" } });
+    const bar = element("div", { class: "graft-picker-bar" }, this.fieldChoice, this.familyChoice, this.presets);
+    this.foot = element("div", { class: "graft-picker-foot", attributes: { role: "status" } });
+    const body = element("div", { class: "graft-picker-body", attributes: { "data-capture-wheel": "true" } });
     body.append(this.map.root);
     this.root = element(
       "div",
-      { class: "graft-panel", attributes: { role: "dialog", "aria-label": "Blocks of the model" } },
+      { class: "graft-picker", attributes: { role: "dialog", "aria-label": "Blocks of the model" } },
       top, bar, this.textBar(), body, this.foot,
     );
     this.root.addEventListener("keydown", (event) => this.key(event));
@@ -92,7 +92,7 @@ export class BlocksPanel {
 
   textBar() {
     this.text = element("input", {
-      class: "graft-panel-text",
+      class: "graft-picker-text",
       title: "The same text as in the node: presets, patterns, -patterns to leave out",
       attributes: { type: "text", spellcheck: "false", "aria-label": "Selection" },
       on: { change: () => this.write(this.text.value) },
@@ -106,14 +106,14 @@ export class BlocksPanel {
     this.clearButton = this.button("Clear", "Empty the text", () => this.write(""));
     this.heatButton = this.button("|dW|", "Colour the cells by how much the file changes them", () => this.toggleHeat());
     return element(
-      "div", { class: "graft-panel-bar" },
+      "div", { class: "graft-picker-bar" },
       this.text, this.value, this.heatButton, this.undoButton, this.clearButton,
     );
   }
 
   button(text, title, action) {
     const made = element("button", {
-      class: "graft-panel-button", text, title, attributes: { type: "button" }, on: { click: action },
+      class: "graft-picker-button", text, title, attributes: { type: "button" }, on: { click: action },
     });
     return made;
   }
@@ -278,7 +278,7 @@ function makeMovable(root, handle) {
     if (!from) return;
     const left = Math.max(0, Math.min(innerWidth - 80, event.clientX - from[0]));
     const top = Math.max(0, Math.min(innerHeight - 40, event.clientY - from[1]));
-    Object.assign(root.style, { left: `${left}px`, top: `${top}px`, right: "auto" });
+    Object.assign(root.style, { left: `${left}px`, top: `${top}px`, right: "auto", bottom: "auto" });
   });
   handle.addEventListener("pointerup", () => {
     from = null;

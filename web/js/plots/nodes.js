@@ -2,7 +2,7 @@
 // What the plot of each node asks the server, and what is drawn of the answer. Imports nothing from the host.
 
 import { drawChart, drawGridOf } from "./curves.js";
-import { modelSource } from "./source.js";
+import { modelSource } from "../source.js";
 
 const DRAWN = "#6b8fd6";
 const COUNTED = "#e08a2e";
@@ -14,7 +14,7 @@ const WEIGHT = "#2f9e62";
  * @property {string} route
  * @property {number} height
  * @property {(node: any) => object | string} question The body, or why there is nothing to ask.
- * @property {(frame: import("./surface.js").Frame, answer: any, ink: string) => void} draw
+ * @property {(frame: import("../surface.js").Frame, answer: any, ink: string) => void} draw
  * @property {boolean} [takesFamily] Whether a family can be chosen where no model is connected.
  */
 

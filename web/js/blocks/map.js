@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model's blocks as a grid of buttons: a column a block, a row a part. Which are selected is told, not decided here.
 
-import { element, setAttributes, setText } from "./dom.js";
+import { element, setAttributes, setText } from "../dom.js";
 
 const PARTS = {
   conv: "first convolution",
@@ -23,11 +23,13 @@ export const MAP_STYLES = `
 .graft-map button:hover, .graft-map button:focus-visible { border-color: currentColor; outline: none; }
 .graft-map .graft-map-head { color: var(--descrip-text, #999); text-align: center; }
 .graft-map .graft-map-row { color: var(--descrip-text, #999); text-align: right; white-space: nowrap; }
-.graft-map .graft-map-cell { width: 22px; height: 17px; padding: 0; font-size: 9px; overflow: hidden;
+.graft-map .graft-map-cell { min-width: 22px; height: 17px; padding: 0; font-size: 9px; overflow: hidden;
   background: var(--comfy-input-bg, #222); border-color: var(--border-color, #555); }
-.graft-map .graft-map-many .graft-map-cell { width: 16px; }
+.graft-map .graft-map-many .graft-map-cell { min-width: 17px; }
 .graft-map .graft-map-many { font-size: 10px; gap: 1px; }
-.graft-map .graft-map-named { width: auto; padding: 0 6px; font-size: 11px; }
+.graft-map .graft-map-many .graft-map-head { padding: 0; }
+.graft-map .graft-map-names { display: flex; flex-wrap: wrap; max-width: 460px; gap: 3px; }
+.graft-map .graft-map-named { padding: 0 6px; font-size: 11px; }
 .graft-map .graft-map-cell[data-state="all"] { background: #2f9e62; border-color: #2f9e62; color: #fff; }
 .graft-map .graft-map-cell[data-state="some"] { background:
   repeating-linear-gradient(135deg, #2f9e62 0 3px, var(--comfy-input-bg, #222) 3px 6px); border-color: #2f9e62; }
@@ -148,8 +150,7 @@ export class BlocksMap {
 
   names(group) {
     const root = element("div", {
-      class: "graft-map-group",
-      style: { gridTemplateColumns: "repeat(4, auto)", justifyItems: "start" },
+      class: "graft-map-group graft-map-names",
       attributes: { "data-group": group.name },
     });
     root.append(this.head(group.title, { group: group.name, block: "", part: "" }, "what is in no block"));
