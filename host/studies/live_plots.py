@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...adapters.file import AdapterFile
 from ...registry import unknown
 from ...trainers.facts import facts
 from ...trainers.objectives import SAMPLES, build
@@ -128,7 +129,8 @@ def overlap(files: Sequence[str], source: str = "", name: str = "") -> dict[str,
         name: The file or family.
 
     Returns:
-        ``text``, ``blocks``, and for each of ``pairs`` the places of its two files, its ``cosine`` in all and ``by_block``.
+        ``text``, ``blocks``, and for each of ``pairs`` the places of its two files, its ``cosine`` in all and
+        ``by_block``.
 
     Raises:
         ValueError: A file is not there or broken, or two have no layer in common.
@@ -140,6 +142,30 @@ def overlap(files: Sequence[str], source: str = "", name: str = "") -> dict[str,
     for one, other in itertools.combinations(range(len(files)), 2):
         found = _overlap((files[one], files[other]), (marks[one], marks[other]), source, name)
         pairs.append((one, other, found))
+    return _shown(pairs)
+
+
+def overlap_of(adapters: Sequence[AdapterFile], model: Any = None) -> dict[str, Any]:
+    """As ``overlap``, of adapters that a run has at hand.
+
+    Args:
+        adapters: Two or more.
+        model: The MODEL that they are for, or None.
+
+    Returns:
+        As ``overlap``; ``error`` where they cannot be compared.
+    """
+    pairs = []
+    for one, other in itertools.combinations(range(len(adapters)), 2):
+        try:
+            found = lora_comparison.overlap(adapters[one], adapters[other], model)
+        except ValueError as error:  # it is only a picture: the run goes on without it
+            return {"error": str(error)}
+        pairs.append((one, other, found))
+    return _shown(pairs)
+
+
+def _shown(pairs: Sequence[tuple[int, int, Mapping[str, float]]]) -> dict[str, Any]:
     blocks = list(dict.fromkeys(b for _, _, found in pairs for b in found if b))
     said = [f"{one + 1} and {other + 1}: cosine {found['']:.2f}" for one, other, found in pairs]
     return {

@@ -174,7 +174,8 @@ def test_a_files_layers_their_strengths_and_how_much_they_change(comfy_page):
 _FAKE = """(m) => {
     const loader = {id: 1, type: "UNETLoader", widgets: [{name: "unet_name", value: "a.safetensors"}],
         inputs: [], outputs: [{links: [1]}]};
-    const lora = {id: 2, type: "LoraLoader", inputs: [{name: "model", type: "MODEL", link: 1}], outputs: [{links: [2]}]};
+    const lora = {id: 2, type: "LoraLoader", inputs: [{name: "model", type: "MODEL", link: 1}],
+        outputs: [{links: [2]}]};
     const train = {id: 9, type: "GraftTrain", outputs: [],
         inputs: [{name: "model", type: "MODEL", link: 7}, {name: "network", type: "GRAFT_NETWORK", link: 8}]};
     const setting = {id: 8, type: "GraftNetwork", inputs: [], outputs: [{links: [8]}]};
@@ -191,7 +192,8 @@ _FAKE = """(m) => {
     for (const node of graph.nodes) node.graph = graph;
     for (const node of inner.nodes) node.graph = inner;
     const circle = {id: 5, type: "Reroute", inputs: [{name: "", type: "*", link: 4}], outputs: [{links: [4]}]};
-    circle.graph = {links: {4: {origin_id: 5, origin_slot: 0, target_id: 5, target_slot: 0}}, getNodeById: () => circle};
+    const back = {origin_id: 5, origin_slot: 0, target_id: 5, target_slot: 0};
+    circle.graph = {links: {4: back}, getNodeById: () => circle};
     return [m.modelSource(train), m.modelSource(setting), m.modelSource(lora), m.modelSource(circle)];
 }"""
 

@@ -95,12 +95,27 @@ def test_the_overlap_of_two_files(comfy_page):
     said(page, node, "1 and 2: cosine 0.")
 
 
+def test_the_overlap_of_adapters_is_shown_after_a_run(comfy_page):
+    page = comfy_page
+    links = ((0, 0, 2, "adapter_1"), (1, 0, 2, "adapter_2"), (2, 2, 3, "source"))
+    one, other, node, _ = add(
+        page, "GraftLoadLora", "GraftLoadLora", "GraftMergeLoras", "PreviewAny", links=links
+    )
+    page.set(one, "file", FILES[0])
+    page.set(other, "file", FILES[1])
+    said(page, node, "after a run")
+    page.queue()
+    said(page, node, "1 and 2: cosine 0.")
+    page.wait_idle()
+
+
 def test_scales_are_right(plain_page):
     code = """(m) => {
         const log = m.axis([0.01, null, 100], 0, 400, true, true);
         const linear = m.axis([1, 3], 100, 0);
         const empty = m.axis([], 0, 10, true);
-        return [log.at(1), linear.at(0), linear.at(3), Number.isFinite(empty.at(1)), m.cellColor(null), m.cellColor(-2)];
+        const colors = [m.cellColor(null), m.cellColor(-2)];
+        return [log.at(1), linear.at(0), linear.at(3), Number.isFinite(empty.at(1)), ...colors];
     }"""
     found = plain_page.module("plots/curves", code)
     assert found[:4] == pytest.approx([200, 100, 0, True])

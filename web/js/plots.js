@@ -33,6 +33,7 @@ class NodePlot {
     });
     if (this.widget?.options) this.widget.options.getMinHeight = () => this.height();
     chain(node, "onConfigure", (saved) => this.restore(saved));
+    chain(node, "onExecuted", (output) => this.executed(output));
     live.add(this);
   }
 
@@ -60,6 +61,14 @@ class NodePlot {
       "div", { class: "graft-plot", style: { color: "var(--input-text, #ddd)" } }, bar, this.surface.box,
     );
     this.label();
+  }
+
+  /** What a run found out, for what cannot be asked before it. */
+  executed(output) {
+    const [ran] = output?.[this.plot.ran] ?? [];
+    if (!ran) return;
+    this.ran = ran;
+    this.known = undefined;
   }
 
   height() {
@@ -113,11 +122,11 @@ class NodePlot {
     if (!this.answer) this.say("…", false);
     const isAsked = typeof question !== "string";
     if (this.plot.takesFamily) this.showChoice(!isAsked || question.source === "family");
-    const answer = isAsked ? await ask(this.plot.route, question) : { error: "", note: question };
+    const answer = isAsked ? await ask(this.plot.route, question) : (this.ran ?? { error: "", note: question });
     if (turn !== this.turn) return;
-    const isDrawn = isAsked && !answer.error;
+    const isDrawn = !answer.error && answer.note === undefined;
     this.answer = isDrawn ? answer : null;
-    this.say(isDrawn ? "" : answer.note ?? answer.error, isAsked);
+    this.say(isDrawn ? "" : (answer.note ?? answer.error), answer.note === undefined);
     this.root.title = isDrawn ? answer.text ?? "" : this.note;
   }
 

@@ -158,7 +158,7 @@ export class BlocksState {
     this.isLoading = false;
     const isOther = layout !== this.layout;
     this.layout = layout?.groups ? layout : null;
-    this.error = layout?.error ?? (source ? "" : "No model is connected: choose its family.");
+    this.error = layout?.error ?? (source ? "" : "No model file is found upstream: choose its family.");
     if (layout?.error && source.source !== "family") this.refused = JSON.stringify(source);
     if (isOther) this.heats = this.fields.map(() => null);
     const asked = this.fields.map((field, at) => this.layout && this.ask("blocks/match", this.question(at)));

@@ -15,6 +15,7 @@ const WEIGHT = "#2f9e62";
  * @property {number} height
  * @property {(node: any) => object | string} question The body, or why there is nothing to ask.
  * @property {(frame: import("../surface.js").Frame, answer: any, ink: string) => void} draw
+ * @property {string} [ran] What of the node's output is an answer, too, for what is known after a run only.
  * @property {boolean} [takesFamily] Whether a family can be chosen where no model is connected.
  */
 
@@ -46,13 +47,14 @@ export const PLOTS = {
   GraftMergeLoras: {
     title: "overlap of the changes",
     route: "plots/overlap",
+    ran: "graft_overlap",
     height: 130,
     question(node) {
       const files = [];
       for (const n of [1, 2, 3, 4]) {
         const file = node.widgets?.find((widget) => widget.name === `file_${n}`)?.value;
         const isWired = ["file", "adapter"].some((name) => isLinked(node, `${name}_${n}`));
-        if (isWired) return "The overlap of the changes is told for files; an adapter is known when it runs.";
+        if (isWired) return "How much they change the same things is shown after a run; of files alone at once.";
         if (file && file !== "none") files.push(String(file));
       }
       if (files.length < 2) return "Choose two files to see how much they change the same things.";
