@@ -33,6 +33,14 @@ def add(page: Any, *types: str, links: tuple[tuple[int, int, int, str], ...] = (
     return list(made)
 
 
+def open_again(page: Any) -> None:
+    """Save the graph as a workflow and open that."""
+    page.evaluate(
+        "() => { app.loadGraphData(JSON.parse(JSON.stringify((app.rootGraph ?? app.graph).serialize()))); }"
+    )
+    page.page.wait_for_timeout(600)
+
+
 def in_row(page: Any, node: Any, widget: str, code: str) -> Any:
     """Call ``code`` with the element of a node's display row."""
     return page.evaluate(f"(id) => ({code})(({_ELEMENT.format(widget)})(id))", node)

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.browser.graphs import add, in_row
+from tests.browser.graphs import add, in_row, open_again
 
 MINI = "GraftMiniModel"
 FILE = "graft-examples/dax begun.safetensors"
@@ -12,10 +12,6 @@ STYLE = "output_blocks.1.1.*.attn2"
 
 
 def open_picker(page, node):
-    page.wait(
-        "(id) => document.querySelector('.graft-blocks-row') && (app.rootGraph ?? app.graph).getNodeById(id)",
-        node,
-    )
     in_row(page, node, "graft_blocks", "(row) => row.click()")
     page.page.wait_for_selector(".graft-picker:not([hidden])")
 
@@ -117,7 +113,7 @@ def test_the_row_is_neither_in_the_prompt_nor_in_the_workflow(picker):
     node = next(n for n in picker.serialized()["nodes"] if str(n["id"]) == str(picker.node))
     values = [value for value in node["widgets_values"] if value is not None]
     assert "graft_display" not in str(node)
-    picker.load({**picker.serialized()})
+    open_again(picker)
     again = next(n for n in picker.serialized()["nodes"] if str(n["id"]) == str(picker.node))
     assert [value for value in again["widgets_values"] if value is not None] == values
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.browser.graphs import add, in_row
+from tests.browser.graphs import add, in_row, open_again
 
 MINI = "GraftMiniModel"
 FILES = ("graft-examples/dax begun.safetensors", "graft-examples/dax as TOK.safetensors")
@@ -74,7 +74,7 @@ def test_a_schedules_levels_and_fold(comfy_page):
         "([id, high]) => (app.rootGraph ?? app.graph).getNodeById(id).size[1] < high - 100",
         [node, high],
     )
-    page.load(page.serialized())
+    open_again(page)
     fold = in_row(
         page,
         node,
@@ -101,8 +101,8 @@ def test_the_overlap_of_adapters_is_shown_after_a_run(comfy_page):
     one, other, node, _ = add(
         page, "GraftLoadLora", "GraftLoadLora", "GraftMergeLoras", "PreviewAny", links=links
     )
-    page.set(one, "file", FILES[0])
-    page.set(other, "file", FILES[1])
+    page.set(one, "lora", FILES[0])
+    page.set(other, "lora", FILES[1])
     said(page, node, "after a run")
     page.queue()
     said(page, node, "1 and 2: cosine 0.")

@@ -57,9 +57,9 @@ function addRow(node, fields) {
       style: { cursor: "pointer", color: "var(--input-text, #ddd)", padding: "2px 4px" },
       attributes: { role: "button", tabindex: "0", "aria-label": "Pick blocks" },
       on: {
-        click: () => panel.open(state),
+        click: () => panel.open(state, 0, root.getBoundingClientRect()),
         keydown: (event) => {
-          if (event.key === "Enter") panel.open(state);
+          if (event.key === "Enter") panel.open(state, 0, root.getBoundingClientRect());
         },
       },
     },

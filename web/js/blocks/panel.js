@@ -5,7 +5,7 @@ import { BlocksMap, MAP_STYLES } from "./map.js";
 import { addStyles, element, setAttributes, setText } from "../dom.js";
 
 const STYLES = `${MAP_STYLES}
-.graft-picker { position: fixed; right: 24px; bottom: 76px; z-index: 1100; width: fit-content; max-width: min(960px, 94vw);
+.graft-picker { position: fixed; right: 24px; top: 96px; z-index: 1100; width: fit-content; max-width: min(960px, 94vw);
   min-width: 380px; max-height: 82vh; display: flex; flex-direction: column; box-sizing: border-box;
   background: var(--comfy-menu-bg, #2a2a2a); color: var(--input-text, #ddd); font: 12px sans-serif;
   border: 1px solid var(--border-color, #555); border-radius: 8px; box-shadow: 0 6px 24px rgba(0, 0, 0, 0.45); }
@@ -23,7 +23,7 @@ const STYLES = `${MAP_STYLES}
 .graft-picker-button[aria-pressed="true"] { background: #2f9e62; border-color: #2f9e62; color: #fff; }
 .graft-picker-text { flex: 1 1 240px; min-width: 0; font-family: ui-monospace, monospace; padding: 4px 8px; }
 .graft-picker-body { overflow: auto; padding: 8px 12px; min-height: 40px; }
-.graft-picker-foot { padding: 6px 12px 10px; min-height: 15px; overflow-wrap: anywhere; max-width: 720px; }
+.graft-picker-foot { padding: 6px 12px 10px; min-height: 30px; overflow-wrap: anywhere; max-width: 720px; }
 .graft-picker-foot.is-wrong { color: var(--error-text, #f55); }
 `;
 const STRENGTHS = "strengths";
@@ -38,9 +38,16 @@ export class BlocksPanel {
     this.update = () => this.refresh();
   }
 
-  /** Show the blocks of a node, and write to its field `at`. */
-  open(state, at = 0) {
+  /**
+   * Show the blocks of a node, and write to its field `at`.
+   *
+   * @param {any} state A BlocksState.
+   * @param {number} [at]
+   * @param {DOMRect} [row] Of the node, which the panel stays clear of.
+   */
+  open(state, at = 0, row = undefined) {
     if (!this.root) this.build();
+    if (row && this.root.hidden) placeBeside(this.root, row);
     this.state?.listeners.delete(this.update);
     this.state = state;
     this.at = Math.min(at, state.fields.length - 1);
@@ -85,6 +92,7 @@ export class BlocksPanel {
       { class: "graft-picker", attributes: { role: "dialog", "aria-label": "Blocks of the model" } },
       top, bar, this.textBar(), body, this.foot,
     );
+    this.root.hidden = true;
     this.root.addEventListener("keydown", (event) => this.key(event));
     makeMovable(this.root, top);
     document.body.append(this.root);
@@ -265,6 +273,12 @@ function fill(select, rows, value) {
   select.value = value;
 }
 
+/** Put the panel on the side of the window that a node is not on. */
+function placeBeside(root, row) {
+  const isRight = row.left + row.width / 2 > innerWidth / 2;
+  Object.assign(root.style, { left: isRight ? "84px" : "auto", right: isRight ? "auto" : "24px", top: "96px" });
+}
+
 /** Let the pointer move `root` by `handle`, inside of the window. */
 function makeMovable(root, handle) {
   let from = null;
@@ -278,7 +292,7 @@ function makeMovable(root, handle) {
     if (!from) return;
     const left = Math.max(0, Math.min(innerWidth - 80, event.clientX - from[0]));
     const top = Math.max(0, Math.min(innerHeight - 40, event.clientY - from[1]));
-    Object.assign(root.style, { left: `${left}px`, top: `${top}px`, right: "auto", bottom: "auto" });
+    Object.assign(root.style, { left: `${left}px`, top: `${top}px`, right: "auto" });
   });
   handle.addEventListener("pointerup", () => {
     from = null;
