@@ -25,3 +25,12 @@ export async function ask(path, body) {
     return { error: "The server does not answer; what is typed counts all the same.", isOff: true };
   }
 }
+
+/**
+ * Call `again` when the server is back after it was away.
+ *
+ * @param {() => void} again
+ */
+export function onReturn(again) {
+  api.addEventListener("reconnected", again);
+}

@@ -2,7 +2,7 @@
 // The block picker: a row in every node with a text in the block language, and the panel that it opens.
 
 import { app } from "../../../scripts/app.js";
-import { ask } from "./ask.js";
+import { ask, onReturn } from "./ask.js";
 import { drawMini } from "./blocks/mini.js";
 import { BlocksPanel, summary } from "./blocks/panel.js";
 import { BlocksState } from "./blocks/state.js";
@@ -111,6 +111,7 @@ function removeRow(state, surface) {
 app.registerExtension({
   name: "graft.blocks",
   setup() {
+    onReturn(() => live.forEach((state) => state.forget()));
     setInterval(() => {
       if (!document.hidden) live.forEach((state) => state.tick());
     }, LOOK_EVERY_MS);

@@ -2,7 +2,7 @@
 // Plots in nodes that change while one edits them.
 
 import { app } from "../../../scripts/app.js";
-import { ask } from "./ask.js";
+import { ask, onReturn } from "./ask.js";
 import { addDisplay, chain, viewScale } from "./display.js";
 import { element, setAttributes } from "./dom.js";
 import { PLOTS } from "./plots/nodes.js";
@@ -68,6 +68,11 @@ class NodePlot {
     const [ran] = output?.[this.plot.ran] ?? [];
     if (!ran) return;
     this.ran = ran;
+    this.forget();
+  }
+
+  /** Ask anew, at the next look. */
+  forget() {
     this.known = undefined;
   }
 
@@ -191,6 +196,7 @@ function drawNote(frame, note, color) {
 app.registerExtension({
   name: "graft.plots",
   setup() {
+    onReturn(() => live.forEach((plot) => plot.forget()));
     setInterval(() => {
       if (!document.hidden) live.forEach((plot) => plot.tick());
     }, LOOK_EVERY_MS);

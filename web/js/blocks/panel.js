@@ -185,6 +185,7 @@ export class BlocksPanel {
   toggleHeat() {
     this.isHot = !this.isHot;
     this.state.heat(this.at, this.isHot);
+    if (this.isHot) setText(this.foot, "Measuring |dW| …");
   }
 
   refresh() {

@@ -54,6 +54,11 @@ export class BlocksState {
     this.timer = setTimeout(() => this.load(), WAIT_MS);
   }
 
+  /** Ask everything anew, at the next look. */
+  forget() {
+    this.known = "";
+  }
+
   dispose() {
     clearTimeout(this.timer);
     this.turn += 1;
