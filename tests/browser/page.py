@@ -32,8 +32,9 @@ OWN_NOISE = (
     r"comfy\.templates\.json",
     r"/settings/",
     r"/api/(jobs|assets|features|hub|experiment|releases)",
-    r"\[Jobs API\]",
+    r"\[Jobs API\]|JobsApiError|Failed to fetch jobs",  # a host that is older than the recent frontend
     r"https://api\.comfy\.org",
+    r"missingModelMetadata",  # of the recent frontend's own first workflow, whose models nobody has
     r"favicon",
 )
 OUTSIDE_NOISE = (r"^https://api\.comfy\.org/",)  # blocked by the page's own policy
@@ -92,7 +93,7 @@ class ComfyPage:
         if isinstance(workflow, Path):
             workflow = json.loads(workflow.read_text(encoding="utf-8"))
         self.evaluate("workflow => app.loadGraphData(workflow)", workflow)
-        self.page.wait_for_timeout(600)
+        self.page.wait_for_timeout(300)
         return workflow
 
     def queue(self) -> None:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.browser.graphs import add, in_row, open_again
+from tests.browser.built import add, in_row, open_again
 
 MINI = "GraftMiniModel"
 FILE = "graft-examples/dax begun.safetensors"

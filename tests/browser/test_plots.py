@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.browser.graphs import add, in_row, open_again
+from tests.browser.built import add, in_row, open_again
 
 MINI = "GraftMiniModel"
 FILES = ("graft-examples/dax begun.safetensors", "graft-examples/dax as TOK.safetensors")
