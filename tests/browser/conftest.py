@@ -93,7 +93,9 @@ def comfy_page(_shared_page):
     page = _shared_page
     page.problems.clear(), page.outside.clear()
     empty = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
-    page.evaluate("async (graph) => { await app.loadGraphData(graph); app.canvas.ds.scale = 1; }", empty)
+    page.evaluate(
+        "async (graph) => { await app.loadGraphData(graph); app.canvas.ds.scale = 1; }", empty
+    )
     yield page
     page.check()
 
