@@ -38,8 +38,8 @@ def _match(body: dict[str, Any]) -> dict[str, Any]:
 
 def _pick(body: dict[str, Any]) -> dict[str, Any]:
     is_on, value = body.get("on"), body.get("value")
-    if not isinstance(is_on, bool):
-        raise Problem(400, "on must be true or false")
+    if not (is_on is None or isinstance(is_on, bool)):
+        raise Problem(400, "on must be true, false or null")
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise Problem(400, "value must be a number or null")
     place = (text(body, "group"), text(body, "block"), text(body, "part"))

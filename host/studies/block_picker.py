@@ -111,7 +111,12 @@ def match(asked: Asked) -> dict[str, Any]:
 
 
 def pick(
-    asked: Asked, group: str, block: str, part: str, is_on: bool, value: float | None = None
+    asked: Asked,
+    group: str,
+    block: str,
+    part: str,
+    is_on: bool | None = None,
+    value: float | None = None,
 ) -> dict[str, Any]:
     """The text after a click, and which layers it selects.
 
@@ -120,7 +125,7 @@ def pick(
         group: Where was clicked, as ``adapters.layout.place`` has it.
         block: Likewise.
         part: Likewise.
-        is_on: Whether what is there is to be selected.
+        is_on: Whether what is there is to be selected; None turns it on where it is not all on, else off.
         value: For strengths: the number there; None takes it away.
 
     Returns:
@@ -138,7 +143,10 @@ def pick(
         text = picking.weighted(asked.text, patterns, value)
     else:
         select = _select(found, asked, names)
-        text = picking.clicked(asked.text, patterns, layers & set(names), is_on, select)
+        layers &= set(names)
+        if is_on is None:
+            is_on = not layers <= _selected(asked.text, select)
+        text = picking.clicked(asked.text, patterns, layers, is_on, select)
     said = Asked(
         asked.source, asked.name, asked.kind, text, asked.file, asked.network, asked.options
     )
@@ -222,6 +230,13 @@ def _select(found: _Picture, asked: Asked, names: list[str]) -> Callable[[str], 
         return chosen(names, text, "blocks") if text.strip() else names
 
     return trained if asked.kind == BLOCKS else kept
+
+
+def _selected(text: str, select: Callable[[str], Collection[str]]) -> set[str]:
+    try:
+        return set(select(text))
+    except ValueError:  # it selects nothing
+        return set()
 
 
 def _is_in(name: str, blocks: set[str]) -> bool:

@@ -63,6 +63,7 @@ def test_an_objective_without_a_model_takes_a_family(comfy_page):
 def test_a_schedules_levels_and_fold(comfy_page):
     page = comfy_page
     (node,) = add(page, "GraftSchedule")
+    page.zoom(0.9, node)
     said(page, node, "karras: 18 steps, sigma 80 to 0.002")
     before = drawn(page, node)
     page.set(node, "steps", 5)

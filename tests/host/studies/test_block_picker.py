@@ -129,6 +129,16 @@ def test_clicks_one_after_the_other_reach_what_was_clicked():
     assert text.startswith("attention")
 
 
+def test_a_click_without_a_wish_turns_over_what_the_text_has():
+    at = ("output_blocks", "", "attn2")
+    text = picker().pick(asked(text="attention"), *at)["text"]
+    assert text == "attention, -output_blocks.*.attn2"
+    assert picker().pick(asked(text=text), *at)["text"] == "attention"
+    text = picker().pick(asked(text="b-lora style"), *at)["text"]  # some are on: all are turned on
+    assert text == "b-lora style, output_blocks.*.attn2"
+    assert picker().pick(asked(text=""), *at)["text"] == "output_blocks.*.attn2"
+
+
 def test_a_file_has_its_own_layers(comfy):
     from graft.host.files import lora_files
 

@@ -52,7 +52,7 @@ const MANY = 24;
 
 export class BlocksMap {
   /**
-   * @param {(place: Place, isOn: boolean) => void} onPick Called with what was clicked, and whether it is to be on.
+   * @param {(place: Place) => void} onPick Called with what was clicked.
    */
   constructor(onPick) {
     this.onPick = onPick;
@@ -179,23 +179,9 @@ export class BlocksMap {
   button(name, text, place, title) {
     const made = element("button", { class: name, text, title, attributes: { type: "button" } });
     made.addEventListener("click", () => {
-      if (made.dataset.state !== "absent") this.onPick(place, !this.isAllOn(place));
+      if (made.dataset.state !== "absent") this.onPick(place);
     });
     return made;
-  }
-
-  isAllOn(place) {
-    const { match } = this;
-    let total = 0;
-    let on = 0;
-    this.cells.forEach((one, at) => {
-      if (one.place.group !== place.group) return;
-      if (place.block && one.place.block !== place.block) return;
-      if (place.part && one.place.part !== place.part) return;
-      total += match?.of?.[at] ?? one.cell.layers;
-      on += match?.on?.[at] ?? 0;
-    });
-    return total > 0 && on === total;
   }
 }
 

@@ -74,7 +74,7 @@ export class BlocksPanel {
 
   build() {
     addStyles("graft-blocks", STYLES);
-    this.map = new BlocksMap((place, isOn) => this.pick(place, isOn));
+    this.map = new BlocksMap((place) => this.pick(place));
     this.title = element("span", { class: "graft-picker-title" });
     const shut = this.button("✕", "Close (Esc)", () => this.close());
     const top = element("div", { class: "graft-picker-bar graft-picker-top" }, this.title, shut);
@@ -142,13 +142,13 @@ export class BlocksPanel {
     this.refresh();
   }
 
-  pick(place, isOn) {
+  pick(place) {
     const { state, at } = this;
     const value = Number.parseFloat(this.value.value);
     const match = state.matches[at];
     const given = Number.isFinite(value) ? value : 1;
     const isSame = this.isStrengths() && match && this.strengthAt(place, match) === given;
-    state.pick(at, place, isOn, this.isStrengths() && !isSame ? given : null);
+    state.pick(at, place, this.isStrengths() && !isSame ? given : null);
   }
 
   /** The one strength of all cells of a place; null where they differ or nothing is said of them. */

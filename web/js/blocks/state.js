@@ -124,19 +124,19 @@ export class BlocksState {
   }
 
   /**
-   * Change the text by a click; clicks follow each other.
+   * Change the text by a click; clicks follow each other. What is there is turned on or off as the text has it then,
+   * which the picture may not show yet.
    *
    * @param {number} at
    * @param {import("./map.js").Place} place
-   * @param {boolean} isOn
    * @param {number | null} value Of strengths.
    * @returns {Promise<void>}
    */
-  pick(at, place, isOn, value) {
+  pick(at, place, value) {
     this.queue = this.queue.then(async () => {
       if (this.isLinked(at)) return;
       const before = this.text(at);
-      const answer = await this.ask("blocks/pick", { ...this.question(at), ...place, on: isOn, value });
+      const answer = await this.ask("blocks/pick", { ...this.question(at), ...place, on: null, value });
       if (answer.text === undefined) this.error = answer.error;
       else if (this.text(at) === before) this.write(at, answer.text);
       this.tell();
