@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plots that change with the widgets of their node, and what they say where there is nothing to plot."""
 
+import time
+
 import pytest
 
 from tests.browser.built import add, in_row, open_again
@@ -104,6 +106,9 @@ def test_the_overlap_of_adapters_is_shown_after_a_run(comfy_page):
     )
     page.set(one, "lora", FILES[0])
     page.set(other, "lora", FILES[1])
+    page.set(
+        node, "name", f"merged {time.time_ns()}"
+    )  # what is cached is not run, and tells nothing
     said(page, node, "after a run")
     page.queue()
     said(page, node, "1 and 2: cosine 0.")
