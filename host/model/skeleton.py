@@ -5,6 +5,7 @@ All layers are there with their names and sizes on the device ``meta``, which ho
 run. Its noise levels are real.
 """
 
+import atexit
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -128,6 +129,9 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 _KEPT = 4
 _made: "OrderedDict[tuple[str, ...], Any]" = OrderedDict()
 _lock = threading.Lock()
+atexit.register(
+    _made.clear
+)  # what the host does when a ModelPatcher goes needs modules that are gone later
 
 
 def skeleton(source: str, name: str = "") -> Any:
