@@ -158,6 +158,51 @@ class Registry(Generic[T]):
             importlib.import_module(f".{module.name}", package)
 
 
+Parts = dict[str, tuple[Registry[Any], str]]
+
+
+def parse_parts(
+    parts: Parts, options: str, settings: type | None = None, **values: Any
+) -> dict[str, Any]:
+    """Build several parts from one string of options; each option goes to the part that has it.
+
+    Args:
+        parts: Registry and name of every part, by its prefix.
+        options: ``name=value`` pairs; ``prefix.name=value`` where several parts have the name.
+        settings: What holds the parts, where it has options of its own: they come back as
+            ``settings``, values by field.
+        values: Values for the fields of that name, where a part has it.
+
+    Raises:
+        ValueError: No part has an option, or several have it.
+    """
+    fields = {
+        prefix: set(options_of(registry.get(name))) for prefix, (registry, name) in parts.items()
+    }
+    if settings is not None:
+        fields["settings"] = set(options_of(settings))
+    shares: dict[str, list[str]] = {prefix: [] for prefix in fields}
+    for option in filter(None, (part.strip() for part in options.replace("\n", ",").split(","))):
+        key, _, value = (piece.strip() for piece in option.partition("="))
+        prefix, _, short = key.rpartition(".")
+        owners = [owner for owner in fields if short in fields[owner] and prefix in ("", owner)]
+        if not owners:
+            raise ValueError(
+                unknown("option", key, {name for names in fields.values() for name in names})
+            )
+        if len(owners) > 1:
+            clear = " or ".join(f"{owner}.{short}" for owner in owners)
+            raise ValueError(f"Several parts have an option '{short}': write {clear}.")
+        shares[owners[0]].append(f"{short}={value}" if "=" in option else short)
+    built: dict[str, Any] = {
+        prefix: registry.parse(name, ",".join(shares[prefix]), **values)
+        for prefix, (registry, name) in parts.items()
+    }
+    if settings is not None:
+        built["settings"] = parse_options(settings, settings.__name__, ",".join(shares["settings"]))
+    return built
+
+
 def _convert(field: "dataclasses.Field[Any]", text: str) -> Any:
     kind: Any = type(field.default)
     try:

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is attached, what is minimized, and how it is stepped: values for the sockets of Train."""
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from ..adapters import NETWORKS
 from ..adapters.lora import LoRA
-from ..registry import Registry, options_of, parse_options, unknown
-from ..trainers.objectives import METRICS, NOISE, NOISINGS, SAMPLES, WEIGHTS, Objective
+from ..registry import Parts, parse_parts
+from ..trainers.objectives import METRICS, NOISE, NOISINGS, SAMPLES, WEIGHTS, Objective, build
 from ..trainers.optimizers import OPTIMIZERS, SCHEDULES, Optimizer
 from ..trainers.optimizers.adamw import AdamW
 from ..trainers.optimizers.schedules.constant import Constant
@@ -31,7 +29,6 @@ _OPTIONS = "Further settings as name=value, with commas between them. A wrong na
 _DECAY_MAX = 100.0
 _OWN_LR = ", ".join(f"{OPTIMIZERS.get(name)().lr:g} for {name}" for name in OPTIMIZERS.names())
 _LEARNING_RATE = f"Peak learning rate. 0 takes the optimizer's own: {_OWN_LR}."
-Parts = dict[str, tuple[Registry[Any], str]]
 
 
 class Network(io.ComfyNode):
@@ -153,17 +150,19 @@ class ObjectiveNode(io.ComfyNode):
         preserve_on: str = SAMPLES,
         class_word: str = "",
     ) -> io.NodeOutput:
-        parts: Parts = {
-            "noise": (NOISE, noise),
-            "weight": (WEIGHTS, weight),
-            "metric": (METRICS, metric),
-            "noising": (NOISINGS, noising),
-        }
-        built = parse_parts(parts, options, Objective)
-        stay = {"preserve": preserve, "preserve_on": preserve_on, "class_word": class_word}
-        prompts = lines(preserve_prompts)
-        own = built.pop("settings")
-        return io.NodeOutput(Objective(**(built | stay | own), preserve_prompts=prompts))
+        return io.NodeOutput(
+            build.objective(
+                noise,
+                weight,
+                metric,
+                noising,
+                options,
+                preserve=preserve,
+                preserve_on=preserve_on,
+                class_word=class_word,
+                preserve_prompts=lines(preserve_prompts),
+            )
+        )
 
 
 class OptimizerNode(io.ComfyNode):
@@ -228,48 +227,6 @@ class OptimizerNode(io.ComfyNode):
 def lines(prompts: str) -> tuple[str, ...]:
     """The lines of a text that are not empty."""
     return tuple(line.strip() for line in prompts.splitlines() if line.strip())
-
-
-def parse_parts(
-    parts: Parts, options: str, settings: type | None = None, **values: Any
-) -> dict[str, Any]:
-    """Build several parts from one string of options; each option goes to the part that has it.
-
-    Args:
-        parts: Registry and name of every part, by its prefix.
-        options: ``name=value`` pairs; ``prefix.name=value`` where several parts have the name.
-        settings: What holds the parts, where it has options of its own: they come back as
-            ``settings``, values by field.
-        values: Values for the fields of that name, where a part has it.
-
-    Raises:
-        ValueError: No part has an option, or several have it.
-    """
-    fields = {
-        prefix: set(options_of(registry.get(name))) for prefix, (registry, name) in parts.items()
-    }
-    if settings is not None:
-        fields["settings"] = set(options_of(settings))
-    shares: dict[str, list[str]] = {prefix: [] for prefix in fields}
-    for option in filter(None, (part.strip() for part in options.replace("\n", ",").split(","))):
-        key, _, value = (piece.strip() for piece in option.partition("="))
-        prefix, _, short = key.rpartition(".")
-        owners = [owner for owner in fields if short in fields[owner] and prefix in ("", owner)]
-        if not owners:
-            raise ValueError(
-                unknown("option", key, {name for names in fields.values() for name in names})
-            )
-        if len(owners) > 1:
-            clear = " or ".join(f"{owner}.{short}" for owner in owners)
-            raise ValueError(f"Several parts have an option '{short}': write {clear}.")
-        shares[owners[0]].append(f"{short}={value}" if "=" in option else short)
-    built: dict[str, Any] = {
-        prefix: registry.parse(name, ",".join(shares[prefix]), **values)
-        for prefix, (registry, name) in parts.items()
-    }
-    if settings is not None:
-        built["settings"] = parse_options(settings, settings.__name__, ",".join(shares["settings"]))
-    return built
 
 
 NODES = [Network, ObjectiveNode, OptimizerNode]

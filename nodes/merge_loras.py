@@ -9,6 +9,7 @@ from ..host import graph
 from ..host.files import lora_files, result
 from ..host.files.strengths import MOST, Strengths
 from ..host.merging import loras
+from ..host.studies import live_plots
 from ..loaders.merging import MODES
 from ..loaders.merging.base import SIGNS
 from .engine import check_name
@@ -233,7 +234,9 @@ class MergeLoras(io.ComfyNode):
         made = loras.merge(given, how, model, clip, seed, name.strip() or "merged", node)
         graph.show_text(node, made.report)
         lora = result.lora_state_dict(made.adapter)
-        return io.NodeOutput(made.adapter, lora, made.report, ui={"text": [made.report]})
+        overlap = live_plots.overlap_of([one.file for one in given], model)
+        ui = {"text": [made.report], "graft_overlap": [overlap]}
+        return io.NodeOutput(made.adapter, lora, made.report, ui=ui)
 
 
 NODES = [MergeLoras]

@@ -9,6 +9,7 @@ import torch
 from ...adapters.file import AdapterFile
 from ...loaders.writing import changes
 from ...loaders.writing import content as contents
+from ...loaders.writing.content import Roles
 from ...plain import plain, some
 from ..drawing.heat_map import heat_map
 from . import conversion
@@ -32,32 +33,38 @@ def compare(one: AdapterFile, other: AdapterFile, model: Any = None) -> tuple[to
     Raises:
         ValueError: They have no layer in common, or one is broken.
     """
-    known = conversion.names_of(model)
-    first, second = (contents.read(f.tensors, f.metadata, known).layers for f in (one, other))
-    shared = [name for name in first if name in second]
-    if not shared:
-        raise ValueError(
-            f"'{one.name}' and '{other.name}' have no layer in common: {some(first, _LISTED)} in one, "
-            f"{some(second, _LISTED)} in the other. They are for other kinds of models, or for other blocks."
-        )
+    first, second, shared = _read(one, other, model)
+    cells, unknown = _sums(first, second, shared)
     rows: dict[str, Sums] = {}
-    cells: dict[tuple[str, str], Sums] = {}
-    unknown = []
-    for name in shared:
-        if not (changes.has_change(first[name]) and changes.has_change(second[name])):
-            unknown.append(name)
-            continue
-        found = changes.compared(name, first[name], second[name])
-        for sums in (
-            rows.setdefault(block(name), [0.0] * 3),
-            cells.setdefault((block(name), part_of(name)), [0.0] * 3),
-        ):
-            sums[:] = [a + b for a, b in zip(sums, found, strict=True)]
+    for (at, _), sums in cells.items():
+        rows[at] = [a + b for a, b in zip(rows.get(at, [0.0] * 3), sums, strict=True)]
     by_block: dict[str, dict[str, float]] = {}
     for (at, part), sums in cells.items():
         by_block.setdefault(at, {})[part] = cosine(sums)
     image = heat_map(table_of("Cosine of the two changes", by_block, top=1.0))
     return image, _report(one, other, (first, second), shared, unknown, rows)
+
+
+def overlap(one: AdapterFile, other: AdapterFile, model: Any = None) -> dict[str, float]:
+    """How alike two changes are in each block: the cosine of dW1 and dW2, nan where one is 0.
+
+    Args:
+        one: The first, of any dialect.
+        other: The second, likewise.
+        model: The host's ModelPatcher, for the names of its own layers, or None.
+
+    Returns:
+        Cosines by block, and of all under an empty name.
+
+    Raises:
+        ValueError: They have no layer in common, or one is broken.
+    """
+    cells, _ = _sums(*_read(one, other, model))
+    rows: dict[str, Sums] = {"": [0.0] * 3}
+    for (at, _), sums in cells.items():
+        for name in ("", at):
+            rows[name] = [a + b for a, b in zip(rows.get(name, [0.0] * 3), sums, strict=True)]
+    return {name: cosine(sums) for name, sums in rows.items()}
 
 
 def cosine(sums: Sums) -> float:
@@ -69,6 +76,37 @@ def cosine(sums: Sums) -> float:
 def distance(sums: Sums) -> float:
     """|dW1 - dW2| / |dW1|; nan where dW1 is 0."""
     return math.sqrt(max(sums[0] + sums[1] - 2 * sums[2], 0.0) / sums[0]) if sums[0] else math.nan
+
+
+def _read(
+    one: AdapterFile, other: AdapterFile, model: Any
+) -> tuple[dict[str, Roles], dict[str, Roles], list[str]]:
+    """The layers of both by generic names, and the names that both have."""
+    known = conversion.names_of(model)
+    first, second = (contents.read(f.tensors, f.metadata, known).layers for f in (one, other))
+    shared = [name for name in first if name in second]
+    if not shared:
+        raise ValueError(
+            f"'{one.name}' and '{other.name}' have no layer in common: {some(first, _LISTED)} in one, "
+            f"{some(second, _LISTED)} in the other. They are for other kinds of models, or for other blocks."
+        )
+    return first, second, shared
+
+
+def _sums(
+    first: dict[str, Roles], second: dict[str, Roles], shared: list[str]
+) -> tuple[dict[tuple[str, str], Sums], list[str]]:
+    """Squares and products by block and part, and the layers that cannot be compared without the weight."""
+    cells: dict[tuple[str, str], Sums] = {}
+    unknown = []
+    for name in shared:
+        if not (changes.has_change(first[name]) and changes.has_change(second[name])):
+            unknown.append(name)
+            continue
+        found = changes.compared(name, first[name], second[name])
+        sums = cells.setdefault((block(name), part_of(name)), [0.0] * 3)
+        sums[:] = [a + b for a, b in zip(sums, found, strict=True)]
+    return cells, unknown
 
 
 def _report(

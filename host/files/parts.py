@@ -149,6 +149,25 @@ def blocks(source: Source, model: Any, selection: str, clip: Any, texts: bool) -
     return replace(part, file=replace(part.file, metadata=metadata))
 
 
+def layers(source: Source, model: Any) -> list[str]:
+    """Names of the MODEL's layers that an adapter changes, by the header alone where the host reads its names.
+
+    Raises:
+        ValueError: None of it fits, or it is broken.
+    """
+    try:
+        source = _converted(source)
+        known = homes.key_map(model, None)
+        found, _ = _layers(source, known, homes.preferred(known))
+    except ValueError as error:
+        raise ValueError(f"'{source.name}': {error}") from error
+    if not found:
+        raise ValueError(
+            f"'{source.name}' has no layer of this model: it was made for another kind, or is no adapter."
+        )
+    return list(dict.fromkeys(found.values()))
+
+
 def b_lora(source: Source, model: Any, block: str, what: str) -> Part:
     """All layers of one of the two blocks of a B-LoRA (Frenkel et al. 2024; arXiv 2403.14572).
 

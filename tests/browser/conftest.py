@@ -92,8 +92,10 @@ def comfy_page(_shared_page):
     """The shared page, with an empty graph; checked afterwards."""
     page = _shared_page
     page.problems.clear(), page.outside.clear()
-    empty = "async () => { await app.loadGraphData({nodes: [], links: [], version: 0.4}); app.canvas.ds.scale = 1; }"
-    page.evaluate(empty)
+    empty = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
+    page.evaluate(
+        "async (graph) => { await app.loadGraphData(graph); app.canvas.ds.scale = 1; }", empty
+    )
     yield page
     page.check()
 

@@ -5,7 +5,8 @@ import { setStyle } from "./dom.js";
 
 /**
  * @typedef {object} DisplayOptions
- * @property {number} [minHeight] Pixels that the row has at least; it takes what is left of the node.
+ * @property {number} [minHeight] Pixels that the row has at least.
+ * @property {number} [maxHeight] Pixels that it has at most; without one it takes what is left of the node.
  * @property {number} [minWidth] Pixels that the node is made wide, when it is new.
  * @property {() => void} [dispose] Called when the node is removed.
  */
@@ -21,9 +22,10 @@ import { setStyle } from "./dom.js";
  * @returns {any} The widget, null where the host has no such widgets.
  */
 export function addDisplay(app, node, name, root, options = {}) {
-  const { minHeight = 230, minWidth = 340, dispose } = options;
+  const { minHeight = 230, maxHeight, minWidth = 340, dispose } = options;
   if (typeof node.addDOMWidget !== "function") return null;
-  root.classList.add("widget-expands"); // Vue nodes give the rest of their height to rows of this class only
+  // Vue nodes give the rest of their height to rows of this class only.
+  if (!maxHeight) root.classList.add("widget-expands");
   setStyle(root, {
     width: "100%", height: "100%", minHeight: `${minHeight}px`, boxSizing: "border-box",
     display: "flex", flexDirection: "column", overflow: "hidden",
@@ -35,6 +37,7 @@ export function addDisplay(app, node, name, root, options = {}) {
     hideOnZoom: false,
     hideInPanel: true,
     getMinHeight: () => minHeight,
+    ...(maxHeight ? { getMaxHeight: () => maxHeight } : {}),
     getValue: () => "",
     setValue: () => {},
   });
