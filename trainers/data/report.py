@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a dataset holds, as text for people: buckets, captions, duplicates, warnings."""
 
-from collections import Counter, defaultdict
-from pathlib import Path
+from collections import Counter
 
 from .dataset import Dataset
-from .images import vanished
+from .findings import duplicates, has_trigger, is_small
 from .names import NAMED, picture_names, some
 from .notes import notes
-from .triggers import trigger_pattern
 
 
 def describe(dataset: Dataset) -> str:
@@ -81,39 +79,6 @@ def list_texts(dataset: Dataset, count: int = 8) -> str:
     return "\n".join(lines)
 
 
-def duplicates(dataset: Dataset) -> list[list[int]]:
-    """Groups of pictures with equal contents; only files of equal length are read.
-
-    Args:
-        dataset: Where to look.
-
-    Returns:
-        Their numbers, a list for each group of two or more.
-
-    Raises:
-        ImageError: A file is gone.
-        OSError: A file cannot be read.
-    """
-    by_bytes = defaultdict(list)
-    for index, item in enumerate(dataset.items):
-        pixels = item.pixels
-        key = tuple(pixels.shape) if pixels is not None else _bytes(str(item.path))
-        by_bytes[key].append(index)
-    groups = defaultdict(list)
-    for indices in by_bytes.values():
-        if len(indices) > 1:
-            for index in indices:
-                groups[dataset.items[index].picture_digest()].append(index)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _bytes(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except FileNotFoundError as error:
-        raise vanished(path) from error
-
-
 def _headline(dataset: Dataset) -> str:
     source = f' from "{dataset.source}"' if dataset.source else ""
     if dataset.parts:
@@ -176,8 +141,7 @@ def _caption_lines(dataset: Dataset, names: list[str]) -> list[str]:
         own = texts[start : start + len(part)]
         start += len(part)
         if part.trigger:
-            is_there = trigger_pattern([part.trigger]).search
-            count = sum(any(map(is_there, one)) for one in own)
+            count = sum(has_trigger(part.trigger, one) for one in own)
             lines.append(f'trigger "{part.trigger}": in {count} of {len(part)} captions')
     return lines
 
@@ -186,9 +150,8 @@ def _small_lines(dataset: Dataset, names: list[str]) -> list[str]:
     """Name pictures of less than half the pixels that are trained at."""
     small = []
     for index, name in enumerate(names):
-        part, i = dataset.part(index)
-        width, height = part.items[i].measure()
-        if 2 * width * height < part.resolution**2:
+        if is_small(dataset, index):
+            width, height = dataset.items[index].measure()
             small.append(f"{name} ({width} x {height})")
     return [f"too small for the resolution: {some(small)}"] if small else []
 
