@@ -67,9 +67,9 @@ def test_any_request(comfy, monkeypatch, cases):
     server = Routed()
     for module in (routes, runs):
         monkeypatch.setattr(module, "prompt_server", lambda: server)
-    monkeypatch.setattr(routes, "RUNS", runs.Runs())
+    monkeypatch.setattr(routes.runs, "RUNS", runs.Runs())
     assert routes.register()
-    routes.RUNS.start(RUN, total=3, facts={"where": f"{comfy}/output"})
+    routes.runs.RUNS.start(RUN, total=3, facts={"where": f"{comfy}/output"})
     app = web.Application()
     app.add_routes(server.routes)
     loop = asyncio.new_event_loop()
@@ -94,12 +94,12 @@ def test_any_request(comfy, monkeypatch, cases):
             assume(False)
         assert status < 500, text
         assert str(comfy) not in text and "Traceback" not in text
-        wanted = routes.RUNS.wants_save(RUN), routes.RUNS.wants_finish(RUN)
+        wanted = routes.runs.RUNS.wants_save(RUN), routes.runs.RUNS.wants_finish(RUN)
         if any(wanted):
-            assert status == 200 and method == "POST" and routes.is_same_origin(headers)
+            assert status == 200 and method == "POST" and routes.guard.is_same_origin(headers)
             assert headers["Content-Type"].startswith("application/json")
             assert isinstance(json.loads(body), dict)
-            routes.RUNS.start(RUN, total=3)
+            routes.runs.RUNS.start(RUN, total=3)
         if status == 200 and method != "HEAD":
             assert kind == "application/json" and json.loads(text)
 

@@ -267,7 +267,7 @@ def routed(comfy, monkeypatch):
     server = Routed()
     monkeypatch.setattr(routes, "prompt_server", lambda: server)
     monkeypatch.setattr(runs, "prompt_server", lambda: server)
-    monkeypatch.setattr(routes, "RUNS", runs.Runs())
+    monkeypatch.setattr(routes.runs, "RUNS", runs.Runs())
     assert routes.register()
     return server
 
@@ -275,9 +275,10 @@ def routed(comfy, monkeypatch):
 def test_routes_are_added_once(routed):
     from graft.host import routes
 
-    count = len(list(routed.routes))
+    added = [(route.method, route.path) for route in routed.routes]
     assert routes.register()
-    assert len(list(routed.routes)) == count == 4
+    assert len(list(routed.routes)) == len(set(added)) == len(added) >= 4
+    assert all(path.startswith("/graft/") for _, path in added)
 
 
 def test_no_server_no_routes(comfy, monkeypatch):
@@ -290,8 +291,8 @@ def test_no_server_no_routes(comfy, monkeypatch):
 def test_routes_answer(routed):
     from graft.host import routes
 
-    routes.RUNS.start(RUN, total=3)
-    routes.RUNS.add(RUN, "progress", [row(1), row(2)])
+    routes.runs.RUNS.start(RUN, total=3)
+    routes.runs.RUNS.add(RUN, "progress", [row(1), row(2)])
     calls = [
         ("GET", "/graft/runs"),
         ("GET", f"/graft/runs/{RUN}"),
@@ -314,9 +315,9 @@ def test_routes_answer(routed):
     assert answers[0][1][0]["run"] == RUN
     assert [p[1] for p in answers[1][1]["points"]] == [1, 2]
     assert answers[2][1]["points"] == []
-    assert routes.RUNS.wants_save(RUN)
-    assert routes.RUNS.wants_finish(RUN)
-    routes.RUNS.add(RUN, "ended", state="done", text="")
+    assert routes.runs.RUNS.wants_save(RUN)
+    assert routes.runs.RUNS.wants_finish(RUN)
+    routes.runs.RUNS.add(RUN, "ended", state="done", text="")
     assert asyncio.run(_talk(routed, [("POST", f"/graft/runs/{RUN}/finish")]))[0][0] == 409
 
 
@@ -352,7 +353,7 @@ OWN = [
 def test_pages_of_other_sites_are_turned_away(routed, headers):
     from graft.host import routes
 
-    routes.RUNS.start(RUN, total=3)
+    routes.runs.RUNS.start(RUN, total=3)
     post = {"data": b"{}", "headers": HOST | JSON | headers}
     calls = [
         ("GET", path, {"headers": HOST | headers}) for path in ("/graft/runs", f"/graft/runs/{RUN}")
@@ -361,25 +362,25 @@ def test_pages_of_other_sites_are_turned_away(routed, headers):
     answers = asyncio.run(_talk(routed, calls))
     assert [status for status, _ in answers] == [403] * 4
     assert all(RUN not in json.dumps(answer) for _, answer in answers)
-    assert not routes.RUNS.wants_save(RUN) and not routes.RUNS.wants_finish(RUN)
+    assert not routes.runs.RUNS.wants_save(RUN) and not routes.runs.RUNS.wants_finish(RUN)
 
 
 @pytest.mark.parametrize("headers", OWN, ids=str)
 def test_own_pages_and_scripts_are_heard(routed, headers):
     from graft.host import routes
 
-    routes.RUNS.start(RUN, total=3)
+    routes.runs.RUNS.start(RUN, total=3)
     post = {"data": b"{}", "headers": HOST | JSON | headers}
     calls = [
         ("GET", "/graft/runs", {"headers": HOST | headers}),
         ("POST", f"/graft/runs/{RUN}/save", post),
     ]
     assert [status for status, _ in asyncio.run(_talk(routed, calls))] == [200, 200]
-    assert routes.RUNS.wants_save(RUN)
+    assert routes.runs.RUNS.wants_save(RUN)
 
 
 def test_standard_ports_need_not_be_named():
-    from graft.host.routes import is_same_origin
+    from graft.host.routes.guard import is_same_origin
 
     assert is_same_origin({"Host": "a.example", "Origin": "https://a.example:443"})
     assert is_same_origin({"Host": "a.example:80", "Origin": "http://a.example"})
@@ -411,10 +412,10 @@ def test_standard_ports_need_not_be_named():
 def test_only_a_small_json_object_is_taken(routed, data, kind, status):
     from graft.host import routes
 
-    routes.RUNS.start(RUN, total=3)
+    routes.runs.RUNS.start(RUN, total=3)
     call = ("POST", f"/graft/runs/{RUN}/finish", {"data": data, "headers": {"Content-Type": kind}})
     assert asyncio.run(_talk(routed, [call]))[0][0] == status
-    assert routes.RUNS.wants_finish(RUN) is (status == 200)
+    assert routes.runs.RUNS.wants_finish(RUN) is (status == 200)
 
 
 @pytest.mark.parametrize("packing", ["gzip", "deflate", "br", "x"])
@@ -422,17 +423,17 @@ def test_a_packed_body_is_refused_unread(routed, packing):
     """It may unpack to more than it is, or not at all, which the server would answer with 500."""
     from graft.host import routes
 
-    routes.RUNS.start(RUN, total=3)
+    routes.runs.RUNS.start(RUN, total=3)
     headers = JSON | {"Content-Encoding": packing}
     call = ("POST", f"/graft/runs/{RUN}/save", {"data": b"{}", "headers": headers})
     assert asyncio.run(_talk(routed, [call]))[0][0] in (400, 415)
-    assert not routes.RUNS.wants_save(RUN)
+    assert not routes.runs.RUNS.wants_save(RUN)
 
 
 def test_other_methods_and_ids_are_refused(routed):
     from graft.host import routes
 
-    routes.RUNS.start(RUN, total=3)
+    routes.runs.RUNS.start(RUN, total=3)
     calls = [
         (method, f"/graft/runs/{RUN}/finish") for method in ("PUT", "DELETE", "PATCH", "OPTIONS")
     ]
@@ -459,13 +460,13 @@ def test_no_place_of_a_file_is_told(routed, comfy):
 
     from graft.host import routes
 
-    routes.RUNS.start(RUN, total=3, facts={"name": f"{comfy}/output/loras/x"})
+    routes.runs.RUNS.start(RUN, total=3, facts={"name": f"{comfy}/output/loras/x"})
     text = (
         f"[Errno 28] No space left on device: '{comfy}/output/graft/a/b.tmp'; '/net/nas/private cats/1.png' is gone; "
         f'"C:\\Users\\Jo\\models\\x.pt" too; {Path.home()}/secret'
     )
-    routes.RUNS.add(RUN, "warned", text=text)
-    routes.RUNS.add(RUN, "ended", state="error", text=text)
+    routes.runs.RUNS.add(RUN, "warned", text=text)
+    routes.runs.RUNS.add(RUN, "ended", state="error", text=text)
     said = "[Errno 28] No space left on device: 'output/graft/a/b.tmp'; '1.png' is gone; \"x.pt\" too; ~/secret"
     answers = asyncio.run(_talk(routed, [("GET", f"/graft/runs/{RUN}"), ("GET", "/graft/runs")]))
     assert [event["text"] for event in answers[0][1]["events"]] == [said, said]
