@@ -8,9 +8,9 @@ away, and what is wrong is answered as ``{"error": text}``.
 import logging
 
 from ..runs.history import prompt_server
-from . import runs
+from . import datasets, runs
 
-TOPICS = (runs,)
+TOPICS = (runs, datasets)
 _MARK = "_graft_routes"
 _log = logging.getLogger(__name__)
 

@@ -160,11 +160,9 @@ def fit(
     zoomed = (round(width * zoom), round(height * zoom))
     new_width, new_height = covering(old_width, old_height, zoomed)
     top, left = int((new_height - height) * place[0]), int((new_width - width) * place[1])
-    layers = (
-        [(pixels, "bicubic")]
-        if mask is None
-        else [(pixels, "bicubic"), (mask[:, :, None], "bilinear")]
-    )
+    layers = [(pixels, "bicubic")]
+    if mask is not None:
+        layers.append((mask[:, :, None], "bilinear"))
     parts = []
     for layer, mode in layers:
         part = _scaled(layer.detach().clone().float(), (new_height, new_width), mode)

@@ -65,14 +65,15 @@ def read_folder(
     listed = list_folder(folder, caption, recursive, layout, several, masks)
     if needs_captions and listed.without_caption and not listed.problems:
         raise ValueError(said_of_missing(listed))
-    problems, notes, items = list(listed.problems), [], []
+    problems, items = list(listed.problems), list[Item]()
+    notes: list[str] = []
     for entry in listed.entries:
         read = read_entry(listed, entry, check)
         problems += read.problems
         notes += read.notes
         items += [] if read.item is None else [read.item]
     if problems:
-        raise ValueError(_bad_files(listed.root, problems))
+        raise ValueError(said_of_problems(listed.root, problems))
     check_alpha(listed, items)
     return tuple(items), tuple(map(plain, (*notes, *listed.warnings)))
 
@@ -225,6 +226,24 @@ def said_of_missing(listed: Listed) -> str:
     return f"{count} have no caption: {some(missing)}. {hint}"
 
 
+def said_of_problems(root: Path, problems: Sequence[str], limit: int = 10) -> str:
+    """The error for files that cannot be used.
+
+    Args:
+        root: The folder.
+        problems: What is wrong, each with a file's name.
+        limit: How many are named.
+
+    Returns:
+        How many there are, and the first ones.
+    """
+    count = "1 file" if len(problems) == 1 else f"{len(problems)} files"
+    lines = [f"{count} in '{plain(root.name)}' cannot be used:", *map(plain, problems[:limit])]
+    if len(problems) > limit:
+        lines.append(f"and {len(problems) - limit} more")
+    return "\n  ".join(lines)
+
+
 def class_names(folder: str | Path) -> tuple[str, ...]:
     """The names of the classes of a folder with the layout "classes", in the order of their labels.
 
@@ -316,14 +335,6 @@ def _checked(
     except ImageError as error:
         problems.append(f"{image.as_posix()}: {error.reason}")
         return None
-
-
-def _bad_files(root: Path, problems: Sequence[str], limit: int = 10) -> str:
-    count = "1 file" if len(problems) == 1 else f"{len(problems)} files"
-    lines = [f"{count} in '{plain(root.name)}' cannot be used:", *map(plain, problems[:limit])]
-    if len(problems) > limit:
-        lines.append(f"and {len(problems) - limit} more")
-    return "\n  ".join(lines)
 
 
 def _nothing_found(root: Path, listing: Listing, recursive: bool) -> str:
