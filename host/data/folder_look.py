@@ -94,7 +94,10 @@ class FolderLook:
 
     def is_stale(self) -> bool:
         """Whether files changed since; of many pictures only who looks again knows."""
-        return bool(self._seen) and self._seen != self.options.fingerprint()
+        try:
+            return bool(self._seen) and self._seen != self.options.fingerprint()
+        except (ValueError, OSError):  # the folder is gone
+            return True
 
     def dataset(self, options: FolderOptions) -> Dataset:
         """The dataset of all pictures that can be used, for options that read alike.

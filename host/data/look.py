@@ -71,6 +71,10 @@ class Look:
         """Pictures, with those that cannot be used."""
         return len(self._names) + sum(len(leaf.refused) for leaf in self._leaves)
 
+    def is_stale(self) -> bool:
+        """Whether files changed since they were read, or nothing could be read at all."""
+        return any(leaf.is_stale() or (self.is_done and not leaf.is_done) for leaf in self._leaves)
+
     def advance(self, seconds: float) -> dict[str, Any]:
         """Work for a while.
 

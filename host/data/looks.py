@@ -4,6 +4,7 @@
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from ...trainers.data import ImageError
@@ -46,19 +47,20 @@ class Looks:
         Returns:
             Its name; another one where files changed.
         """
-        is_fresh = is_fresh or any(map(self._is_stale, plan.folders()))
         with self._lock:
-            known = self._plans.get(plan)
-            if known in self._looks and not is_fresh:
-                return str(known)
-            if known is not None:
-                self._forget(known)
-            if is_fresh:
-                for options in plan.folders():
-                    self._folders.pop(options.reading, None)
+            known = self._plans.get(plan, "")
+            look = self._looks.get(known)
+            read = [self._folders.get(options.reading) for options in plan.folders()]
+        if look is not None and not is_fresh and not look.is_stale():
+            return known
+        usable = [
+            leaf for leaf in read if leaf and leaf.is_done and not (is_fresh or leaf.is_stale())
+        ]
+        with self._lock:
+            self._forget(known)
             name = secrets.token_hex(16)
             self._plans[plan] = name
-            self._keep(name, Look(plan, folder=self._folder))
+            self._keep(name, Look(plan, folder=lambda options: self._folder(options, usable)))
             return name
 
     def get(self, name: str) -> Look:
@@ -114,22 +116,15 @@ class Looks:
         self._looks[name] = look
         self._limit(name)
 
-    def _folder(self, options: FolderOptions) -> FolderLook:
+    def _folder(self, options: FolderOptions, usable: Sequence[FolderLook]) -> FolderLook:
         """The folder as it was read last; other triggers and resolutions need not read it again."""
-        known = self._folders.get(options.reading)
-        if known is None or not known.is_done:
-            known = FolderLook(options.reading, self._sizes)
-            self._folders[options.reading] = known
+        found = next((leaf for leaf in usable if leaf.options == options.reading), None)
+        if found is None:
+            found = FolderLook(options.reading, self._sizes)
+            self._folders[found.options] = found
             while len(self._folders) > MOST_LOOKS:
                 del self._folders[next(iter(self._folders))]
-        return known
-
-    def _is_stale(self, options: FolderOptions) -> bool:
-        known = self._folders.get(options.reading)
-        try:
-            return known is not None and known.is_stale()
-        except (ValueError, OSError):  # the folder is gone
-            return True
+        return found
 
     def _limit(self, kept: str) -> None:
         """Forget the oldest looks while there are too many, or too many pictures in them."""

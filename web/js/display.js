@@ -5,7 +5,8 @@ import { setStyle } from "./dom.js";
 
 /**
  * @typedef {object} DisplayOptions
- * @property {number} [minHeight] Pixels that the row has at least; it takes what is left of the node.
+ * @property {number | (() => number)} [minHeight] Pixels that the row has at least; it takes what is left of the node.
+ * @property {() => number | undefined} [maxHeight] Pixels that it has at most; undefined where there is no limit.
  * @property {number} [minWidth] Pixels that the node is made wide, when it is new.
  * @property {() => void} [dispose] Called when the node is removed.
  */
@@ -21,11 +22,12 @@ import { setStyle } from "./dom.js";
  * @returns {any} The widget, null where the host has no such widgets.
  */
 export function addDisplay(app, node, name, root, options = {}) {
-  const { minHeight = 230, minWidth = 340, dispose } = options;
+  const { minHeight = 230, maxHeight, minWidth = 340, dispose } = options;
+  const least = typeof minHeight === "function" ? minHeight : () => minHeight;
   if (typeof node.addDOMWidget !== "function") return null;
   root.classList.add("widget-expands"); // Vue nodes give the rest of their height to rows of this class only
   setStyle(root, {
-    width: "100%", height: "100%", minHeight: `${minHeight}px`, boxSizing: "border-box",
+    width: "100%", height: "100%", minHeight: `${least()}px`, boxSizing: "border-box",
     display: "flex", flexDirection: "column", overflow: "hidden",
   });
   passWheel(app, root);
@@ -33,7 +35,8 @@ export function addDisplay(app, node, name, root, options = {}) {
     serialize: false, // not in the prompt
     hideOnZoom: false,
     hideInPanel: true,
-    getMinHeight: () => minHeight,
+    getMinHeight: least,
+    getMaxHeight: maxHeight,
     getValue: () => "",
     setValue: () => {},
   });

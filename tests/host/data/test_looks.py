@@ -219,6 +219,20 @@ def test_looking_again_sees_what_changed(folder):
     assert other.page(0, 1, False)["rows"][0]["caption"] == "a zorb horse"
 
 
+def test_every_look_at_a_folder_that_changed_is_a_new_one(folder):
+    from graft.host.data.looks import Looks
+    from graft.host.data.plan import plan_of
+
+    looks = Looks()
+    one = plan(allow_no_caption=True)
+    other = plan_of({"node": "GraftBuckets", "datasets": [load(allow_no_caption=True)]})
+    for each in (one, other):
+        looked(each, looks=looks)
+    Image.new("RGB", (64, 64), "white").save(folder / "9.png")
+    names = [looks.open(each) for each in (one, other)]  # the second before the first one has read
+    assert [finished(looks, name)[1]["pictures"] for name in names] == [7, 7]
+
+
 def test_another_resolution_reads_no_file_again(folder, monkeypatch):
     from graft.host.data import folder_look
     from graft.host.data.looks import Looks
