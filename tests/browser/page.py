@@ -28,7 +28,7 @@ IS_READY = """() => !!(window.app && app.canvas && app.extensionManager && app.v
 OWN_NOISE = (
     r"TypeError: Cannot read properties of undefined \(reading 'id'\)",
     r"/user\.css",
-    r"/userdata[/?]",
+    r"/userdata",
     r"comfy\.templates\.json",
     r"/settings/",
     r"/api/(jobs|assets|features|hub|experiment|releases)",
