@@ -52,10 +52,14 @@ class Validated:
 
 @dataclass(frozen=True)
 class Sample:
-    """Pictures sampled at ``step``, as ComfyUI image references (filename, subfolder, type)."""
+    """Pictures sampled at ``step``, as ComfyUI image references (filename, subfolder, type).
+
+    ``prompts`` has one for each picture, or none where the pictures are of something else.
+    """
 
     step: int
     images: tuple[dict[str, str], ...]
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

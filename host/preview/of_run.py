@@ -98,7 +98,9 @@ class Previews:
             text = f"The pictures after step {step} could not be saved ({error}); training goes on."
             self._sink(Warned(text))
             return
-        self._sink(Sample(step, made))
+        settings = self._request.preview
+        prompts = settings.prompts if settings and len(settings.prompts) == len(made) else ()
+        self._sink(Sample(step, made, tuple(prompts)))
 
     def compare(self, model: Any, step: int) -> list[str]:
         """How near MODEL out comes to what the trainee drew after its last ``step``, as a line for the report."""

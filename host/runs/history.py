@@ -21,7 +21,7 @@ from ..files.reveal import without_places
 EVENT = "graft.run"
 VERSION = 1
 MAX_RUNS = 16
-POINT = ("step", "loss", "lr", "grad_norm", "s_per_step")
+POINT = ("step", "loss", "lr", "grad_norm", "s_per_step", "memory")  # append only
 _RUNNING = "running"
 _log = logging.getLogger(__name__)
 
@@ -112,7 +112,8 @@ class Runs:
         Args:
             run: Id of the run.
             kind: ``progress``, ``validated``, ``sample``, ``saved``, ``warned`` or ``ended``.
-            points: Rows of ``(step, loss, lr, grad_norm, s_per_step)``, oldest first.
+            points: Rows of ``(step, loss, lr, grad_norm, s_per_step, memory)``, oldest first; those of older runs
+                have no ``memory`` (GiB in use).
             **fields: What the event says; ``ended`` has ``state`` and ``text``.
 
         Returns:
@@ -135,14 +136,14 @@ class Runs:
                 record["events"].append({"seq": seq, **message})
             if rows:
                 # What the event itself says counts: a validation has a loss, too.
-                last = dict(zip(POINT[1:], rows[-1][1:], strict=True))
+                last = dict(zip(POINT[1:], rows[-1][1:], strict=False))
                 message = {"points": rows, **last, **message}
             return self._publish(run, message)
 
     def since(self, run: str, seq: int = 0) -> dict[str, Any] | None:
         """What happened after message ``seq``: head, ``points`` and ``events``; None if unknown.
 
-        ``points`` are rows of ``(seq, step, loss, lr, grad_norm, s_per_step)``. ``reset`` says that
+        ``points`` are rows of ``(seq, step, loss, lr, grad_norm, s_per_step, memory)``. ``reset`` says that
         the client must drop what it has, as the run was started again after ``seq``.
         """
         with self._lock:

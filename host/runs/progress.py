@@ -28,6 +28,7 @@ from ..files import paths
 from ..files.row_file import RowFile
 from . import event_files
 from .history import RUNS, Runs, finite, prompt_server
+from .usage import used_gib
 
 KINDS: dict[type, str] = {
     Started: "start",
@@ -40,6 +41,8 @@ KINDS: dict[type, str] = {
     Ended: "ended",
 }
 MESSAGE_EVERY_S = 0.2
+BAR_EVERY_S = 0.4  # each move makes the host tell the browser about every node of the graph
+DIGITS = 6  # of what the browser hears; log.jsonl has them all
 LINE_EVERY_S = 10.0
 LONG_S = 5.0  # from here on an ETA is worth its place
 _SMOOTHING = 0.9
@@ -50,7 +53,7 @@ class RunSink:
     """Takes the events of one run; may be called from any thread.
 
     A call raises nothing but the host's interrupt, which the progress bar brings when the user
-    pressed Cancel; the event is delivered before that, and only ``Started`` and ``Progress`` ask.
+    pressed Cancel; the event is delivered before that, and only ``Started`` and some ``Progress`` ask.
 
     Args:
         run: Id of the run.
@@ -87,7 +90,8 @@ class RunSink:
         self._untold: list[Warned] = []
         self._points: list[tuple[Any, ...]] = []
         self._begun = False
-        self._sent_at = self._line_at = self._epoch_at = float("-inf")
+        self._sent_at = self._line_at = self._epoch_at = self._bar_at = float("-inf")
+        self._memory: float | None = None
         self._pace: float | None = None
         self._last: Progress | None = None
         self._rows: RowFile | None = None
@@ -106,7 +110,7 @@ class RunSink:
             self._try("log", lambda: self._say(event))
             if isinstance(event, Ended):
                 self._try("run.json", self._close)
-        if isinstance(event, (Started, Progress)):
+        if isinstance(event, Started) or (isinstance(event, Progress) and self._bar_is_due(event)):
             self._try("progress bar", lambda: self._move_bar(event.step, event.total))
 
     def stage(self, text: str, total: int) -> Callable[..., None]:
@@ -193,10 +197,12 @@ class RunSink:
             return
         now = self._clock()
         if isinstance(event, Progress):
-            self._points.append(
-                (event.step, event.loss, event.lr, event.grad_norm, event.s_per_step)
-            )
-            if now - self._sent_at >= MESSAGE_EVERY_S or event.step >= event.total:
+            is_due = now - self._sent_at >= MESSAGE_EVERY_S or event.step >= event.total
+            if is_due:
+                self._memory = used_gib()
+            values = (event.loss, event.lr, event.grad_norm, event.s_per_step)
+            self._points.append((event.step, *map(_short, values), self._memory))
+            if is_due:
                 self._send_points()
         else:
             points, self._points = self._points, []
@@ -253,6 +259,13 @@ class RunSink:
         if show is not None and self._head["node"] is not None:
             show(markup(text.strip()), self._head["node"], getattr(server, "client_id", None))
 
+    def _bar_is_due(self, event: Progress) -> bool:
+        now = self._clock()
+        if now - self._bar_at < BAR_EVERY_S and event.step < event.total:
+            return False
+        self._bar_at = now
+        return True
+
     def _move_bar(self, done: int, total: int) -> None:
         if self._bar is None:
             self._bar = _progress_bar(total, self._head["node"])
@@ -277,6 +290,10 @@ def progress_line(event: Progress, left_s: float) -> str:
         f"step {event.step}/{event.total}  loss {event.loss:.4f}  lr {lr}  "
         f"{event.s_per_step:.2f} s/step  ETA {_minutes(left_s)}"
     )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def executing_prompt() -> str | None:

@@ -18,10 +18,10 @@ const LOOK_EVERY_MS = 400;
  * How much larger text has to be where the graph is shown smaller.
  *
  * @param {number} scale Of the graph's view, 1 = 100 %.
- * @returns {number} 1 to 1.6.
+ * @returns {number} 1 to 1.4.
  */
 export function textFactor(scale) {
-  return Math.min(1.6, Math.max(1, 0.85 / Math.max(scale, 0.01)));
+  return Math.min(1.4, Math.max(1, 0.8 / Math.max(scale, 0.01)));
 }
 
 export class Surface {

@@ -105,7 +105,10 @@ def test_a_whole_run_arrives_everywhere(world, caplog):
     saved = json.loads((paths.run_folder(RUN) / "run.json").read_text(encoding="utf-8"))
     assert saved["state"] == "done"
     assert len(saved["points"]) == 100
-    assert world.bar == [(0, 100), *((i, 100) for i in range(1, 101))]
+    moved = [value for value, total in world.bar if total == 100]  # 0.05 s a step
+    assert len(moved) == len(world.bar) and moved[:2] == [0, 1] and moved[-1] == 100
+    assert all(b - a in (8, 9) for a, b in zip(moved[1:-1], moved[2:-1], strict=False))
+    assert 0.05 < points[0][5] == messages[1]["memory"] < 1024  # GiB of this process
     assert {(node, sid) for _, node, sid in world.server.texts} == {("7:5", "tab")}
     assert world.server.texts[-1][0].startswith("done  step 100/100")
     assert "704 of 704" in world.server.texts[-1][0]
@@ -131,6 +134,19 @@ def test_at_most_five_messages_a_second_and_all_points(world, seconds):
     assert [p[0] for _, m in progress for p in m["points"]] == list(range(1, 301))
     times = [t for t, _ in progress[:-1]]  # the last step is sent at once
     assert all(b - a >= 0.2 - 1e-9 for a, b in zip(times, times[1:], strict=False))
+
+
+def test_a_client_of_a_fast_run_gets_few_bytes(world):
+    """250 steps a second, each with numbers that have no short name: at most 10 messages and 20 kB a second."""
+    from graft.trainers.events import Started
+
+    sink = world.sink(1000)
+    sink(Started(1000))
+    for step in range(1, 1001):
+        world.step(sink, step, total=1000, seconds=0.004, loss=1 / (step + 2))
+    sizes = [len(json.dumps(message)) for _, message in world.server.messages]
+    assert len(sizes) <= 4 * 5 + 3 and sum(sizes) / 4 < 20_000
+    assert abs(world.store.since(RUN)["points"][0][2] - 1 / 3) < 1e-6
 
 
 def test_an_early_end_flushes_what_waits(world):
