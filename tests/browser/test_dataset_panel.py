@@ -240,7 +240,7 @@ def test_cells_of_a_million_pictures_stay_within_what_a_browser_can_scroll(plain
     # 4 columns of 92 px and gaps: (4 * 92 + 3 * 6) = 386 px; a row is 92 + 3 * 13 + 6 = 137 px and a gap.
     code = """(m) => { const grid = m.gridOf(386, 1_000_000);
         return [grid, m.seenOf(grid, 1_000_000, 0, 300), m.seenOf(grid, 1_000_000, grid.total - 300, 300)]; }"""
-    grid, first, last = plain_page.module("dataset_layout", code)
+    grid, first, last = plain_page.module("dataset/layout", code)
     assert (grid["columns"], grid["rows"], grid["height"]) == (4, 250_000, 137)
     assert grid["total"] == 15_000_000
     assert (first["first"], first["last"]) == (

@@ -3,8 +3,8 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { DatasetPanel } from "./dataset_panel.js";
-import { Unknown, planOf } from "./dataset_plan.js";
+import { DatasetPanel } from "./dataset/panel.js";
+import { Unknown, planOf } from "./dataset/plan.js";
 import { addDisplay, chain, viewScale } from "./display.js";
 import { setStyle } from "./dom.js";
 import { textFactor } from "./surface.js";

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // A grid of thumbnails that scrolls itself; only what is seen is in the page, however many pictures there are.
 
-import { PAGE } from "./dataset_source.js";
-import { GAP_PX, gridOf, pagesOf, seenOf } from "./dataset_layout.js";
-import { element, setStyle } from "./dom.js";
+import { PAGE } from "./source.js";
+import { GAP_PX, gridOf, pagesOf, seenOf } from "./layout.js";
+import { element, setStyle } from "../dom.js";
 
 /**
  * @typedef {object} GridOptions
- * @property {import("./dataset_source.js").DatasetSource} source
+ * @property {import("./source.js").DatasetSource} source
  * @property {(path: string) => string} url The address of a path on the server.
  * @property {() => number} text Factor of the text's size.
  * @property {(row: any) => void} open Called when a picture is clicked.

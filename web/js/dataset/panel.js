@@ -2,11 +2,11 @@
 // The panel of a dataset: a line that says what it holds, buckets, what is wrong, and the pictures. Imports nothing
 // of the host; what it needs of it is handed in.
 
-import { DatasetGrid, thumbnail } from "./dataset_grid.js";
-import { barsOf, counted, factsOf, sizeOf, totalsOf } from "./dataset_layout.js";
-import { DatasetSource } from "./dataset_source.js";
-import { addStyles, element, setStyle, setText } from "./dom.js";
-import { PANEL_CSS } from "./dataset_style.js";
+import { DatasetGrid, thumbnail } from "./grid.js";
+import { barsOf, counted, factsOf, sizeOf, totalsOf } from "./layout.js";
+import { DatasetSource } from "./source.js";
+import { addStyles, element, setStyle, setText } from "../dom.js";
+import { PANEL_CSS } from "./style.js";
 
 const TICK_MS = 500;
 const CLOSED_TEXT = 1.4; // how much larger text can be in one line
@@ -22,7 +22,7 @@ const GONE = "This dataset is not kept any more: run the graph again.";
 
 /**
  * @typedef {object} PanelOptions
- * @property {import("./dataset_source.js").Ask} ask
+ * @property {import("./source.js").Ask} ask
  * @property {(path: string) => string} url
  * @property {() => Wanted} wanted Called twice a second while the panel is open.
  * @property {() => number} text Factor of the text's size.
