@@ -42,7 +42,7 @@ def of_size(dataset: Dataset, index: int) -> dict[str, str]:
     part, i = dataset.part(index)
     width, height = part.items[i].measure()
     (wide, high), found = part.framing.size(width, height, part.resolution), dict[str, str]()
-    if is_small(dataset, index):
+    if 2 * width * height < part.resolution**2:
         found[SMALL] = (
             f"{width} x {height} px, less than half of what resolution {part.resolution} asks for"
         )
@@ -58,24 +58,6 @@ def of_size(dataset: Dataset, index: int) -> dict[str, str]:
             f"{longer:.1f} times as {'wide as high' if width > height else 'high as wide'}"
         )
     return found
-
-
-def is_small(dataset: Dataset, index: int) -> bool:
-    """Whether a picture has less than half the pixels that are trained at.
-
-    Args:
-        dataset: The pictures.
-        index: Number of one.
-
-    Returns:
-        Whether it has.
-
-    Raises:
-        ImageError: The file cannot be read.
-    """
-    part, i = dataset.part(index)
-    width, height = part.items[i].measure()
-    return 2 * width * height < part.resolution**2
 
 
 def of_texts(dataset: Dataset, index: int, texts: tuple[str, ...]) -> dict[str, str]:

@@ -4,7 +4,7 @@
 from collections import Counter
 
 from .dataset import Dataset
-from .findings import duplicates, has_trigger, is_small
+from .findings import CUT, MOST_CUT, SCALED_UP, SMALL, duplicates, has_trigger, of_size
 from .names import NAMED, picture_names, some
 from .notes import notes
 
@@ -29,7 +29,7 @@ def describe(dataset: Dataset) -> str:
         lines.append(f"  {width:>5} x {height:<5} {_count(count, 'image')}")
     lines += _count_lines(dataset)
     lines += _caption_lines(dataset, names)
-    lines += _small_lines(dataset, names)
+    lines += _size_lines(dataset, names)
     for group in duplicates(dataset):
         lines.append("same picture twice: " + " = ".join(names[i] for i in group))
     lines += [f"warning: {text}" for text in (*dataset.warnings, *notes(dataset))]
@@ -146,14 +146,19 @@ def _caption_lines(dataset: Dataset, names: list[str]) -> list[str]:
     return lines
 
 
-def _small_lines(dataset: Dataset, names: list[str]) -> list[str]:
-    """Name pictures of less than half the pixels that are trained at."""
-    small = []
+def _size_lines(dataset: Dataset, names: list[str]) -> list[str]:
+    """Name pictures of less than half the pixels that are trained at, enlarged ones, and such as lose much."""
+    said = {
+        SMALL: "too small for the resolution",
+        SCALED_UP: "scaled up to fill their buckets",
+        CUT: f"cut off by more than {100 * MOST_CUT:.0f} % to fit their buckets",
+    }
+    named: dict[str, list[str]] = {kind: [] for kind in said}
     for index, name in enumerate(names):
-        if is_small(dataset, index):
-            width, height = dataset.items[index].measure()
-            small.append(f"{name} ({width} x {height})")
-    return [f"too small for the resolution: {some(small)}"] if small else []
+        width, height = dataset.items[index].measure()
+        for kind in named.keys() & of_size(dataset, index).keys():
+            named[kind].append(f"{name} ({width} x {height})")
+    return [f"{said[kind]}: {some(found)}" for kind, found in named.items() if found]
 
 
 def _count(number: int, noun: str) -> str:

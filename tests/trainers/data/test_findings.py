@@ -3,8 +3,9 @@
 
 import pytest
 import torch
+from PIL import Image
 
-from graft.trainers.data import Dataset, Framing, Item, join
+from graft.trainers.data import Dataset, Framing, Item, describe, join, read_folder
 from graft.trainers.data.findings import (
     ALONE,
     CUT,
@@ -62,6 +63,17 @@ def test_an_odd_shape_is_more_than_three_to_one():
     assert SHAPE not in of_size(dataset((300, 100), resolution=512), 0)
     assert of_size(dataset((310, 100), resolution=512), 0)[SHAPE] == "3.1 times as wide as high"
     assert of_size(dataset((100, 400), resolution=512), 0)[SHAPE] == "4.0 times as high as wide"
+
+
+def test_the_report_names_them_with_the_same_words(tmp_path):
+    for n, size in enumerate([(128, 64), (40, 40), (64, 64)]):
+        Image.new("RGB", size, (80 * n, 9, 9)).save(tmp_path / f"{n}.png")
+    items, _ = read_folder(tmp_path, "a cat")
+    framing = Framing(buckets=False, upscale=True)
+    lines = describe(Dataset(items, resolution=64, framing=framing)).splitlines()
+    assert "too small for the resolution: 1.png (40 x 40)" in lines
+    assert "scaled up to fill their buckets: 1.png (40 x 40)" in lines
+    assert "cut off by more than 15 % to fit their buckets: 0.png (128 x 64)" in lines
 
 
 def test_each_part_of_a_joined_dataset_has_its_own_resolution():
