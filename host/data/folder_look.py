@@ -7,7 +7,9 @@ of many only the headers are read, as decoding 100,000 takes an hour.
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from . import folder_dataset
 from .folder_dataset import FolderOptions
 
 MOST_DECODED = 2000
+WAIT_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,13 @@ class FolderLook:
         """
         if self.is_done:
             return
-        listed = self._listed = self.options.listed()
+        # Names and texts of 100,000 files take half a minute: no request waits for them.
+        pending: Future[Listed] = Future()
+        threading.Thread(target=_settle, args=(pending, self.options), daemon=True).start()
+        while not pending.done():
+            wait([pending], WAIT_S)
+            yield
+        listed = self._listed = pending.result()
         self.root, self.total = listed.root, len(listed.entries)
         self._problems += listed.problems
         self.is_decoded = self.total <= MOST_DECODED
@@ -137,6 +146,13 @@ class FolderLook:
         reason = reason.replace(str(self.root), "the folder")
         self.refused.append(Refused(plain(name), plain(reason)))
         self._problems.append(f"{name}: {reason}")
+
+
+def _settle(pending: "Future[Listed]", options: FolderOptions) -> None:
+    try:
+        pending.set_result(options.listed())
+    except BaseException as error:  # noqa: BLE001 - told where the result is asked for
+        pending.set_exception(error)
 
 
 class Headers:

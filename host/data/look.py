@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A look at a dataset: what it holds and what is odd about each picture, worked out bit by bit.
 
-A browser asks for a look until it is done, and then for pages of pictures. Nothing is worked out between two
-requests, so that a browser that goes away leaves no work behind.
+A browser asks for a look until it is done, and then for pages of pictures. No picture is read between two requests,
+so that a browser that goes away leaves no work behind.
 """
 
 import contextlib

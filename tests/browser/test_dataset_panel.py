@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dataset panel in a browser: it shows what a folder holds before anything is run, and what nodes made after."""
 
-import os
 import shutil
 
 import pytest
@@ -145,7 +144,7 @@ def test_one_picture_in_full_and_what_changed_on_the_disk(comfy_page, folder):
     page.page.keyboard.press("Escape")
     page.wait(f"() => {detail}.childElementCount === 0")
     Image.new("RGB", (64, 64), "white").save(folder / "8.png")
-    os.remove(folder / "7.jpg")
+    (folder / "7.jpg").unlink()
     page.evaluate(f"() => {PANEL.format(id=1)}.refresh.click()")
     wait_for(page, "7 pictures, 5 buckets, 3 without caption")
 
@@ -184,8 +183,8 @@ def test_a_hidden_panel_asks_for_nothing(comfy_page, folder):
 
 def test_what_a_node_makes_is_shown_when_it_ran_and_after_a_reload(new_page, folder):
     page = new_page()
-    os.remove(folder / "7.jpg")
-    os.remove(folder / "3.png")  # equal pictures stay on one side
+    (folder / "7.jpg").unlink()
+    (folder / "3.png").unlink()  # equal pictures stay on one side
     socket = {"name": "dataset", "type": "GRAFT_DATASET", "link": 1}
     held_out = node(
         2, "GraftSplitDataset", [0.3, 0, "fixed"], inputs=[socket], at=(500, 0),
@@ -211,6 +210,56 @@ def test_what_a_node_makes_is_shown_when_it_ran_and_after_a_reload(new_page, fol
     page.reload()
     page.wait(f"() => !!{PANEL.format(id=2)}", timeout_s=30)
     wait_for(page, "3 pictures", 2)
+
+
+def test_a_new_node_shows_its_folder_and_a_wire_hides_it(comfy_page, folder):
+    page = comfy_page
+    page.evaluate(
+        """() => {
+            const node = LiteGraph.createNode("GraftLoadImages");
+            app.graph.add(node);
+            node.widgets.find((widget) => widget.name === "folder").value = "panel";
+            node.widgets.find((widget) => widget.name === "resolution").value = 64;
+        }"""
+    )
+    id_ = page.evaluate("() => app.graph.nodes[0].id")
+    wait_for(page, "6 pictures", id_)
+    assert "2 of 6 images" in page.evaluate(f"() => {PANEL.format(id=id_)}.said.textContent")
+    # A caption that comes over a wire is known only when the graph runs.
+    socket = {"name": "caption", "type": "STRING", "widget": {"name": "caption"}, "link": 3}
+    text = node(
+        5, "PrimitiveString", ["a zorb cat"],
+        outputs=[{"name": "STRING", "type": "STRING", "links": [3]}],
+    )  # fmt: skip
+    page.load(graph(loader(inputs=[socket], at=(500, 0)), text, links=[[3, 5, 0, 1, 0, "STRING"]]))
+    page.wait(
+        f"() => {PANEL.format(id=1)}.status.textContent.includes('caption comes over a wire')"
+    )
+
+
+def test_a_dataset_that_is_gone_and_a_server_that_is_away(plain_page):
+    code = """async (m, answers) => {
+        const asked = [];
+        const source = new m.DatasetSource(async (path, body) => { asked.push([path, body]); return answers.shift(); });
+        const results = [await source.look({ id: "x" }, () => {}), await source.load(0), await source.picture(3)];
+        const told = [];
+        results.push(await source.look({ dataset: 1 }, (one) => told.push(one.read)), source.total);
+        results.push(await source.load(0), await source.load(0), source.row(1), source.row(61) ?? null);
+        const dropped = source.look({ dataset: 2 }, () => {});
+        source.clear();
+        results.push(await dropped);
+        return [results, asked, told];
+    }"""
+    done = {"id": "y", "done": True, "summary": {"pictures": 2, "refused": 1, "odd": 1}}
+    answers = [None, {"id": "y", "done": False, "read": 5}, done, {"rows": ["a", "b", "c"]}, done]
+    results, asked, told = plain_page.module("dataset/source", code, answers)
+    assert results == ["gone", False, None, "done", 3, True, False, "b", None, "dropped"]
+    assert told == [5]
+    assert [path for path, _ in asked] == ["/graft/datasets"] * 3 + [
+        "/graft/datasets/y/pictures?first=0&count=60",
+        "/graft/datasets",
+    ]
+    assert asked[2][1] == {"id": "y"}
 
 
 def test_thousands_of_pictures_are_a_few_elements(comfy_page, web_server):

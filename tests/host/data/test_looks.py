@@ -399,3 +399,28 @@ def test_only_so_many_looks_and_thumbnails_are_kept(folder, monkeypatch):
         looks.thumbnail(names[2], index)
     assert len(looks._thumbnails) <= 3
     assert looks._bytes == sum(map(len, looks._thumbnails.values())) <= 2 * size + 40
+
+
+@pytest.mark.slow
+def test_twenty_thousand_pictures(comfy):
+    from graft.host.data.looks import Looks
+
+    path = comfy / "input" / "crowd"
+    path.mkdir()
+    try:
+        Image.effect_noise((512, 512), 60).save(path / "0.jpg")
+        for number in range(1, 20_000):
+            os.link(path / "0.jpg", path / f"{number}.jpg")
+            (path / f"{number}.txt").write_text(f"a zorb cat {number}", encoding="utf-8")
+        looks = Looks()
+        start = time.monotonic()
+        look, summary = looked(plan("crowd", caption="a zorb cat"), looks=looks)
+        assert summary["pictures"] == 20_000 and time.monotonic() - start < 120
+        start = time.monotonic()
+        page = look.page(19_900, 60, False)
+        assert len(page["rows"]) == 60 and time.monotonic() - start < 0.5
+        start = time.monotonic()
+        looked(plan("crowd", caption="a zorb cat", resolution=512), looks=looks)
+        assert time.monotonic() - start < 60  # no file is opened again
+    finally:
+        shutil.rmtree(path)
