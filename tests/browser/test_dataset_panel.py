@@ -224,7 +224,7 @@ def test_a_new_node_shows_its_folder_and_a_wire_hides_it(comfy_page, folder):
     )
     id_ = page.evaluate("() => app.graph.nodes[0].id")
     wait_for(page, "6 pictures", id_)
-    assert "2 of 6 images" in page.evaluate(f"() => {PANEL.format(id=id_)}.said.textContent")
+    assert "3 of 7 images" in page.evaluate(f"() => {PANEL.format(id=id_)}.said.textContent")
     # A caption that comes over a wire is known only when the graph runs.
     socket = {"name": "caption", "type": "STRING", "widget": {"name": "caption"}, "link": 3}
     text = node(
