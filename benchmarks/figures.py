@@ -31,6 +31,7 @@ TOPICS = {
     "skeleton": "graft.benchmarks.skeleton.rows",
     "data": "graft.benchmarks.data.rows",
     "trainer": "graft.benchmarks.trainer.rows",
+    "browser": "graft.benchmarks.browser.rows",
 }
 START, END = (
     "<!-- figures: made by `python -m benchmarks.figures --readme` -->",

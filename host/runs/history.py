@@ -17,6 +17,7 @@ from typing import Any
 
 from ..files import paths
 from ..files.reveal import without_places
+from .replay import replayed
 
 EVENT = "graft.run"
 VERSION = 1
@@ -246,6 +247,15 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _from_disk(run: str) -> dict[str, Any] | None:
+    """What the last session wrote at its end; where it was killed, what its log says."""
+    try:
+        cut_off = replayed(run, paths.run_folder(run, create=False) / "log.jsonl", VERSION)
+    except (OSError, ValueError):
+        cut_off = None
+    return cut_off or _written(run)
+
+
+def _written(run: str) -> dict[str, Any] | None:
     try:
         record = json.loads((paths.run_folder(run, create=False) / "run.json").read_text("utf-8"))
         wanted = {"seq": int, "first": int, "state": str, "points": list, "events": list}

@@ -92,8 +92,8 @@ def comfy_page(_shared_page):
     """The shared page, with an empty graph; checked afterwards."""
     page = _shared_page
     page.problems.clear(), page.outside.clear()
-    page.evaluate("() => { app.loadGraphData({nodes: [], links: [], groups: [], version: 0.4}); }")
-    page.zoom(1)
+    empty = "async () => { await app.loadGraphData({nodes: [], links: [], version: 0.4}); app.canvas.ds.scale = 1; }"
+    page.evaluate(empty)
     yield page
     page.check()
 

@@ -32,7 +32,7 @@ OWN_NOISE = (
     r"comfy\.templates\.json",
     r"/settings/",
     r"/api/(jobs|assets|features|hub|experiment|releases)",
-    r"\[Jobs API\]",
+    r"\[Jobs API\]|JobsApiError|Failed to fetch jobs",  # a host that is older than the recent frontend
     r"https://api\.comfy\.org",
     r"favicon",
 )
@@ -92,7 +92,7 @@ class ComfyPage:
         if isinstance(workflow, Path):
             workflow = json.loads(workflow.read_text(encoding="utf-8"))
         self.evaluate("workflow => app.loadGraphData(workflow)", workflow)
-        self.page.wait_for_timeout(600)
+        self.page.wait_for_timeout(300)
         return workflow
 
     def queue(self) -> None:

@@ -3,7 +3,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { addDisplay, viewScale } from "./display.js";
+import { addDisplay, chain, viewScale } from "./display.js";
 import { everyNode, nodeByExecutionId } from "./graph.js";
 import { chooseRuns, RunClient } from "./runs/client.js";
 import { TrainingPanel } from "./training/panel.js";
@@ -84,7 +84,6 @@ async function resync() {
   const nodes = everyNode(graph).filter(([, node]) => PANELS.has(node));
   if (!nodes.length) return;
   const heads = (await askHeads()) ?? [];
-  for (const [, node] of nodes) PANELS.get(node).setView(node.properties?.[VIEW]);
   const known = nodes.map(([key, node]) => ({ key, remembered: node.properties?.[REMEMBERED] ?? null }));
   const keyOf = (head) => (nodeOf(head.node, head.workflow_id) ? String(head.node) : null);
   const chosen = chooseRuns(known, heads, keyOf);
@@ -109,7 +108,14 @@ function addPanel(node) {
     onView: (view) => (node.properties[VIEW] = view),
   });
   const options = { minHeight: 340, minWidth: 380, dispose: () => panel.dispose() };
-  if (addDisplay(app, node, "training", panel.root, options)) PANELS.set(node, panel);
+  if (!addDisplay(app, node, "training", panel.root, options)) return;
+  PANELS.set(node, panel);
+  // A node that is pasted or moved into a subgraph: nobody else tells of it.
+  chain(node, "onConfigure", () => {
+    panel.setView(node.properties?.[VIEW]);
+    const known = client.get(node.properties?.[REMEMBERED] ?? "");
+    if (known) panel.show(known);
+  });
 }
 
 api.addEventListener(EVENT, ({ detail }) => void client.take(detail)); // early, so that the type is known

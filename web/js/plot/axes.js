@@ -78,9 +78,10 @@ export class Axes {
 function withRoom([low, high], isLog) {
   if (isLog) {
     const room = (high / low) ** 0.05;
-    return high > low ? [low / room, high * room] : [low / 2, high * 2];
+    return high > low * 1.000001 ? [low / room, high * room] : [low / 2, high * 2];
   }
-  const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
+  const size = Math.max(Math.abs(low), Math.abs(high));
+  const room = high - low > 1e-6 * size ? (high - low) * 0.06 : size * 0.1 || 1;
   return [low - room, high + room];
 }
 

@@ -10,7 +10,7 @@
  * @returns {number[]}
  */
 export function ticks(low, high, count) {
-  if (!(high > low) || !(count > 0)) return [];
+  if (!(count > 0) || !hasRange(low, high)) return [];
   const step = niceStep((high - low) / count);
   const first = Math.ceil(low / step - 1e-9);
   const found = [];
@@ -26,7 +26,7 @@ export function ticks(low, high, count) {
  * @returns {number[]}
  */
 export function logTicks(low, high) {
-  if (!(low > 0) || !(high > low)) return [];
+  if (!(low > 0) || !hasRange(low, high)) return [];
   const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
   const decades = Math.log10(high / low);
   if (decades < 0.5) return ticks(low, high, 4).filter((value) => value > 0);
@@ -56,6 +56,11 @@ export function short(value, digits = 3) {
   if (size < 1e-3 || size >= 1e6) return value.toExponential(Math.max(0, digits - 2)).replace("e+", "e");
   if (size >= 1000) return Math.round(value).toLocaleString("en");
   return String(Number(value.toPrecision(digits)));
+}
+
+/** Whether two numbers are farther apart than what rounding may make of one. */
+function hasRange(low, high) {
+  return Number.isFinite(high - low) && high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high));
 }
 
 function niceStep(raw) {

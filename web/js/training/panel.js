@@ -42,6 +42,7 @@ export class TrainingPanel {
     });
     this.strip = new Strip(options.urlOf);
     this.root = this.build();
+    this.root.panel = this; // for whoever has the element only
     this.paint();
   }
 
