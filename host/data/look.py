@@ -25,7 +25,7 @@ from .folder_dataset import FolderOptions
 from .folder_look import MOST_DECODED, FolderLook
 from .picture_index import Digests
 from .plan import Plan
-from .summary import Finding, Summary, row_of, summary_of, texts_of
+from .summary import Finding, Summary, ordered, row_of, summary_of, texts_of
 
 REFUSED, BAD_MASK, BAD_CAPTION = "cannot be used", "mask cannot be used", "caption cannot be used"
 MOST_ROWS, SIDE_PX = 200, 128
@@ -164,7 +164,8 @@ class Look:
 
     def _row(self, index: int) -> dict[str, Any]:
         row = row_of(self._kept(), index, self._names[index])
-        row["problems"] = [one.said() for one in self._found.get(index, {}).values()]
+        found = self._found.get(index, {})
+        row["problems"] = [found[kind].said() for kind in ordered(found)]
         return row
 
     def _kept(self) -> Dataset:

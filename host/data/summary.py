@@ -2,7 +2,7 @@
 """What a look says of a dataset and of each picture, as JSON; every list and every text has a limit."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +106,7 @@ def summary_of(
             for label, n in sorted(labels.items())[:MOST_LISTED]
         ],
         "parts": [_part(part) for part in dataset.parts[:MOST_LISTED]],
-        "kinds": [{"kind": kind, "pictures": kinds[kind]} for kind in _ordered(kinds)],
+        "kinds": [{"kind": kind, "pictures": kinds[kind]} for kind in ordered(kinds)],
         "warnings": warnings[:MOST_LISTED],
     }
     return Summary(begun.refused, errors=begun.errors, counts=counts)
@@ -140,6 +140,12 @@ def row_of(dataset: Dataset, index: int, name: str) -> dict[str, Any]:
         "caption": plain(next(filter(None, texts), item.caption), MOST_CAPTION),
         "texts": len(texts) + more,
     }
+
+
+def ordered(kinds: Iterable[str]) -> list[str]:
+    """Kinds of findings, with what stops a run first, then in the order in which they are told."""
+    order = {kind: place for place, kind in enumerate(find.KINDS)}
+    return sorted(kinds, key=lambda kind: order.get(kind, -1))
 
 
 def texts_of(dataset: Dataset, index: int) -> tuple[list[str], int]:
@@ -177,5 +183,3 @@ def _part(part: Dataset) -> dict[str, Any]:
 
 def _ordered(kinds: Mapping[str, int]) -> list[str]:
     """Errors first, then in the order in which they are told."""
-    order = {kind: place for place, kind in enumerate(find.KINDS)}
-    return sorted(kinds, key=lambda kind: order.get(kind, -1))

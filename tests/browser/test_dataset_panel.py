@@ -102,7 +102,7 @@ def test_a_folder_is_shown_before_anything_is_run(comfy_page, folder):
     assert [cell["state"] for cell in shown] == ["error"] + ["odd"] * 6
     assert shown[1]["caption"] == HOSTILE and shown[1]["images"] == 1  # text, and no element
     assert [cell["width"] for cell in shown] == [0, 96, 64, 64, 64, 16, 128]
-    assert shown[3]["badge"] == "same caption +1"
+    assert shown[3]["badge"] == "duplicate +1"
     assert page.evaluate("() => window.broken") is None
     said = page.evaluate(f"() => {PANEL.format(id=1)}.said.textContent")
     assert "1 file in 'panel' cannot be used" in said and "7.jpg" in said

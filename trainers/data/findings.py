@@ -16,7 +16,7 @@ NO_CAPTION, NO_TRIGGER, SAME_CAPTION = "no caption", "no trigger", "same caption
 SMALL, SCALED_UP, CUT, SHAPE = "small", "scaled up", "cut off", "odd shape"
 DUPLICATE, ALONE, SILENT = "duplicate", "alone in bucket", "weight 0"
 KINDS = (
-    NO_CAPTION, NO_TRIGGER, SAME_CAPTION, SMALL, SCALED_UP, CUT, SHAPE, DUPLICATE, ALONE, SILENT,
+    NO_CAPTION, NO_TRIGGER, DUPLICATE, SMALL, SCALED_UP, CUT, SHAPE, SAME_CAPTION, ALONE, SILENT,
 )  # fmt: skip
 """All kinds, in the order in which they are told."""
 MOST_CUT, LONGEST = 0.15, 3.0

@@ -19,7 +19,7 @@ export const PANEL_CSS = `
 .graft-set-status:empty, .graft-set-said:empty, .graft-set-buckets:empty { display: none; }
 .graft-set-status { padding: 2px 4px; opacity: .85; }
 .graft-set-said, .graft-set-buckets {
-  flex: 0 1 auto; max-height: calc(56px * var(--graft-text, 1)); overflow-y: auto; padding: 2px 4px;
+  flex: 0 1 auto; max-height: calc(5.2em + 6px); overflow-y: auto; padding: 2px 4px;
   background: var(--comfy-input-bg, #222); border-radius: 4px; }
 .graft-set p { margin: 0 0 2px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .graft-set-error { color: color-mix(in srgb, var(--error-text, #ff4444) 65%, var(--input-text, #ddd)); }
