@@ -179,7 +179,3 @@ def _part(part: Dataset) -> dict[str, Any]:
         "repeats": sorted(repeats)[:MOST_TEXTS],
         "weights": sorted(weights)[:MOST_TEXTS],
     }
-
-
-def _ordered(kinds: Mapping[str, int]) -> list[str]:
-    """Errors first, then in the order in which they are told."""
