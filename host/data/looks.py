@@ -15,7 +15,7 @@ from .look import Gone, Look
 from .plan import Plan
 from .shown import SHOWN, Shown
 
-MOST_LOOKS, MOST_ROWS = 8, 300_000
+MOST_LOOKS, MOST_ROWS = 32, 300_000
 THUMBNAIL_BYTES = 2**24  # 4000 thumbnails or so
 STEP_S = 0.4
 
