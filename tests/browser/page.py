@@ -34,6 +34,7 @@ OWN_NOISE = (
     r"/api/(jobs|assets|features|hub|experiment|releases)",
     r"\[Jobs API\]|JobsApiError|Failed to fetch jobs",  # a host that is older than the recent frontend
     r"https://api\.comfy\.org",
+    r"missingModelMetadata",  # of the recent frontend's own first workflow, whose models nobody has
     r"favicon",
 )
 OUTSIDE_NOISE = (r"^https://api\.comfy\.org/",)  # blocked by the page's own policy

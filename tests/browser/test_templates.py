@@ -17,8 +17,8 @@ LOOK = """() => {
         const [a, b] = [box(one), box(other)];
         if (a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]) found.push(`${one.title} over ${other.title}`);
     }));
-    return [found, nodes.filter((node) => node.has_errors || !node.constructor.nodeData && !node.isVirtualNode)
-        .map((node) => node.type)];
+    const unknown = nodes.filter((node) => !node.constructor.nodeData && !node.isVirtualNode);
+    return [found, unknown.map((node) => node.type)];
 }"""
 
 

@@ -261,6 +261,9 @@ def test_each_node_and_each_workflow_has_its_own_run(comfy_page):
 def test_a_node_in_a_subgraph_has_its_run(comfy_page):
     page = comfy_page
     page.load(graphs.training())
+    before = {"run": "c0" * 16, "node": "5"}
+    say(page, before | {"seq": 1, "kind": "start", "step": 0})
+    say(page, before | {"seq": 2, "kind": "ended", "step": 0, "state": "done", "text": ""})
     outer = page.evaluate(
         """(id) => {
             const graph = app.rootGraph ?? app.graph;
@@ -271,6 +274,7 @@ def test_a_node_in_a_subgraph_has_its_run(comfy_page):
     )
     inner = f"{outer}:{TRAIN}"
     run = "c" * 32
+    assert record(page, inner)["run"] == before["run"]  # it moved with the node
     workflow = page.evaluate("() => (app.rootGraph ?? app.graph).id")
     say(
         page,

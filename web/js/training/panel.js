@@ -30,7 +30,7 @@ export class TrainingPanel {
     this.curve = "loss";
     this.isLog = false;
     this.hover = null;
-    this.answer = "";
+    this.answer = { text: "", seq: 0 };
     this.isOpen = false;
     this.frame = 0;
     this.smoothing = new Smoothing(options.smoothing ?? (() => 0.9));
@@ -61,7 +61,7 @@ export class TrainingPanel {
   show(record) {
     if (record?.run !== this.record?.run || record?.made !== this.shown) {
       this.chart.resetZoom();
-      this.answer = "";
+      this.answer = { text: "", seq: 0 };
       this.shown = record?.made;
     }
     this.record = record;
@@ -143,7 +143,7 @@ export class TrainingPanel {
   async ask(wish) {
     const { record } = this;
     if (!record) return;
-    this.answer = await this.options.ask(record.run, wish);
+    this.answer = { text: await this.options.ask(record.run, wish), seq: record.seq };
     this.update();
   }
 
@@ -191,14 +191,15 @@ export class TrainingPanel {
   }
 
   paintNote(record) {
-    const warned = eventsOf(record, "warned").map((event) => String(event.text));
+    const warned = eventsOf(record, "warned").map((event) => String(event.text)).reverse();
     const saved = eventsOf(record, "saved").at(-1);
+    const isAnswered = record?.state !== "running" || saved?.seq > this.answer.seq;
     const isBad = ["error", "interrupted"].includes(record?.state);
-    const lines = [this.answer, isBad ? record.text : "", ...warned.reverse()].filter(Boolean);
+    const lines = [isAnswered ? "" : this.answer.text, isBad ? record.text : "", ...warned].filter(Boolean);
     if (!isBad && record?.text) lines.push(record.text);
     if (saved) lines.push(`saved ${saved.path} (step ${saved.step})`);
     const kind = isBad && record.text ? "error" : warned.length ? "warning" : "plain";
-    const count = warned.length > 1 && !this.isOpen ? `${warned.length} warnings: ` : "";
+    const count = warned.length > 1 && lines[0] === warned[0] ? `${warned.length} warnings: ` : "";
     this.note.style.display = lines.length ? "" : "none";
     this.note.dataset.kind = kind;
     this.note.dataset.open = String(this.isOpen);
