@@ -13,13 +13,27 @@ from torch import nn
 
 from .base import Layer, Network
 from .dropout import Draws, Masks, Source
+from .fused import Fetch, own
 
 
 class Attached:
-    """The layers of one network on one model. ``remove()`` restores every forward."""
+    """The layers of one network on one model. ``remove()`` restores every forward.
+
+    Args:
+        root: The model.
+        network: Its settings.
+        seed: Of what the layers begin with.
+        device: Where they are.
+        fetch: Gives weight and bias of a module as it uses them on an input; None where it cannot.
+    """
 
     def __init__(
-        self, root: nn.Module, network: Network, seed: int, device: torch.device | str = "cpu"
+        self,
+        root: nn.Module,
+        network: Network,
+        seed: int,
+        device: torch.device | str = "cpu",
+        fetch: Fetch = own,
     ) -> None:
         self.network = network
         self.enabled = True
@@ -34,7 +48,7 @@ class Attached:
             except ValueError as error:
                 self.remove()
                 raise ValueError(f"{name}: {error}") from error
-            layer.masks = Masks(self._source, name)
+            layer.masks, layer.fetch = Masks(self._source, name), fetch
             self.layers[name] = layer.to(device)
         for name, layer in self.layers.items():
             self._removers[name] = layer.install(root.get_submodule(name), lambda: self.enabled)
@@ -117,10 +131,10 @@ class Attached:
 
 
 def _check_shapes(layer: Layer, tensors: Mapping[str, torch.Tensor]) -> None:
-    for key, own in layer.tensors().items():
-        came = tensors.get(key, own)
-        if came.shape != own.shape:
-            raise ValueError(f"{key}: expected shape {list(own.shape)}, got {list(came.shape)}.")
+    for key, held in layer.tensors().items():
+        came = tensors.get(key, held)
+        if came.shape != held.shape:
+            raise ValueError(f"{key}: expected shape {list(held.shape)}, got {list(came.shape)}.")
 
 
 def _owners(key: str) -> Iterator[str]:

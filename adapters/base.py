@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .dropout import Masks, Source
+from .fused import Fetch, own
 from .pair import Kept, Pair
 
 
@@ -20,6 +21,7 @@ class Layer(nn.Module):
         files: Names of parameters by the suffix under which files keep them.
         masks: What is dropped out in training.
         module_dropout: Share of the pictures for which the layer is left out.
+        fetch: Gives the weight and bias of the module as it uses them.
         has_exact_gradient: Whether the gradient is that of the output; not, where a part counts as a number.
     """
 
@@ -30,6 +32,7 @@ class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.masks = Masks(Source(), "")
+        self.fetch: Fetch = own
 
     def install(self, module: nn.Module, is_on: Callable[[], bool]) -> Callable[[], None]:
         """Let a module compute with this layer.
@@ -49,14 +52,30 @@ class Layer(nn.Module):
                 "Another adapter is attached to this model already; remove it first."
             )
         base: Callable[..., torch.Tensor] = module.forward
+        direct = self.direct(module)
 
         def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             if not is_on():
                 return base(x, *args, **kwargs)
+            if direct is not None and not args and not kwargs:
+                adapted = direct(x)
+                if adapted is not None:
+                    return adapted
             return self.computed(x, lambda given: base(given, *args, **kwargs))
 
         module.forward = forward  # type: ignore[method-assign]
         return lambda: module.__dict__.pop("forward", None)
+
+    def direct(self, module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor | None] | None:
+        """A faster way to the adapted output, where there is one.
+
+        Args:
+            module: The one that the layer was built for.
+
+        Returns:
+            What computes it from the module's input, or gives None for one that has to be ``computed``.
+        """
+        return None
 
     def computed(
         self, x: torch.Tensor, base: Callable[[torch.Tensor], torch.Tensor]

@@ -53,6 +53,7 @@ class DoraLayer(LoraLayer):
 
     files = {**LoraLayer.files, "lora_magnitude_vector": "magnitude"}
     has_exact_gradient = False  # |V| counts as a number
+    is_fusible = False
     bias: torch.Tensor | None
     squares: torch.Tensor
 

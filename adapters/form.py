@@ -66,6 +66,13 @@ class Form:
         return product
 
     @property
+    def reach(self) -> tuple[int, ...]:
+        """How far a kernel reaches, with its dilation."""
+        dilation = self.how[2] if self.how else ()
+        pairs = zip(dilation, self.kernel, strict=True)
+        return tuple(int(d) * (int(side) - 1) + 1 for d, side in pairs)
+
+    @property
     def ones(self) -> tuple[int, ...]:
         """A kernel of one entry."""
         return (1,) * len(self.kernel)

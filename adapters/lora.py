@@ -7,13 +7,14 @@ kernel is in a core between them, ``mid``, and ``down`` is 1x1, too. With ``rslo
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..registry import option
-from . import NETWORKS
+from . import NETWORKS, fused
 from .base import Layer
 from .form import Form
 from .initial import (
@@ -96,6 +97,7 @@ class LoraLayer(Layer):
 
     files = {"lora_up.weight": "up", "lora_down.weight": "down"}
     dropout = rank_dropout = 0.0
+    is_fusible = True  # up down x is the whole path
 
     def __init__(self, form: Form, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -110,6 +112,20 @@ class LoraLayer(Layer):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """``y`` plus the low-rank path of ``x``, computed in the dtype of ``x``."""
         return y + self.whole(self.change(x))
+
+    def direct(self, module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor | None] | None:
+        """The module and the low-rank path together, where nothing is dropped out."""
+        compute = fused.direct(module, self.form, self.fetch) if self.is_fusible else None
+        if compute is None:
+            return None
+        drops = self.dropout or self.rank_dropout or self.module_dropout
+
+        def adapted(x: torch.Tensor) -> torch.Tensor | None:
+            if drops and self.training and self.masks.is_on:
+                return None
+            return compute(x, self.down, self.up, self.scale)
+
+        return adapted
 
     def change(self, x: torch.Tensor) -> torch.Tensor:
         """The low-rank path of ``x``."""
@@ -209,6 +225,7 @@ class TuckerLayer(LoraLayer):
     """``down`` is ``[rank, in, *1]``, ``mid`` is ``[rank, rank, *kernel]``, ``up`` is ``[out, rank, *1]``."""
 
     files = {**LoraLayer.files, "lora_mid.weight": "mid"}
+    is_fusible = False
 
     def __init__(self, form: Form, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__(form, rank, alpha, generator)
@@ -243,6 +260,7 @@ class ResidualLayer(LoraLayer):
     Files have both as one LoRA of twice the rank: up down - up0 down0 = [up, -up0] [down; down0].
     """
 
+    is_fusible = False
     down0: torch.Tensor
     up0: torch.Tensor
 

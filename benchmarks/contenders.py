@@ -17,14 +17,21 @@ import torch
 from .subjects import Pictures, Subject
 
 RANK = 8
+ALL, ATTENTION = "all", "attention"  # coverages, in our block language
 LEARNING_RATE = 1e-4
 Contender = Callable[[Subject, Any, Pictures, int, bool], list[float]]
 
 
 def graft(
-    subject: Subject, model: Any, pictures: Pictures, steps: int, checkpointing: bool
+    subject: Subject,
+    model: Any,
+    pictures: Pictures,
+    steps: int,
+    checkpointing: bool,
+    blocks: str = ALL,
 ) -> list[float]:
     """Our trainer: the engine's trainee, adapters, loop and event sink; no preservation, which core has not."""
+    from graft.adapters import NETWORKS
     from graft.host.files import paths
     from graft.host.runs.progress import RunSink
     from graft.trainers.events import Ended, Progress, Started
@@ -40,7 +47,8 @@ def graft(
             marks.append(time.perf_counter())
 
     plan = Plan(steps=steps, batch_size=subject.batch, precision="fp32")
-    with training(subject, model, pictures, plan, record) as (trained, loop):
+    network = NETWORKS.get("lora")(rank=RANK, blocks=blocks)
+    with training(subject, model, pictures, plan, record, network) as (trained, loop):
         trained.checkpointing(checkpointing)
         record(Started(steps, 0, {}))
         loop.run()
@@ -63,6 +71,7 @@ def training(
     from graft.adapters import NETWORKS
     from graft.adapters.attach import Attached
     from graft.host.data.training_data import Held, Picture, TrainingData
+    from graft.host.model import layer_weights
     from graft.host.model.trainee import trainee
     from graft.host.text.conditioning import Conditioner, Encoded
     from graft.trainers.loop import Loop
@@ -91,7 +100,8 @@ def training(
         conditioner = Conditioner(trained.patcher, trained.device)
         held = Held(list(zip(encoded, captions, strict=True)))
         data = TrainingData(held, (), texts, conditioner, trained.device)
-        attached = Attached(trained.diffusion_model, network, plan.seed, trained.device)
+        where = (plan.seed, trained.device, layer_weights.fetch)
+        attached = Attached(trained.diffusion_model, network, *where)
         try:
             objective = Objective(preserve=0.0)
             parts = (trained.denoiser, data, attached, objective, optimizer)

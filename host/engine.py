@@ -29,7 +29,7 @@ from .drawing import plots
 from .files import paths, result, start
 from .memory import answer as memory
 from .memory import plan as memory_plan
-from .model import sampling
+from .model import layer_weights, sampling
 from .model.trainee import Trainee, trainee
 from .preview.of_run import Previews
 from .request import Request, check, check_state
@@ -168,9 +168,8 @@ class _Run:
             ) as live,
         ):
             data = prepared.data(trained, live)
-            attached = Attached(
-                trained.diffusion_model, request.network, request.plan.seed, trained.device
-            )
+            where = (request.plan.seed, trained.device, layer_weights.fetch)
+            attached = Attached(trained.diffusion_model, request.network, *where)
             learned = Learned(attached, *((live.network, live.vectors) if live else ()))
             try:
                 self._begin(learned)

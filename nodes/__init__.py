@@ -44,6 +44,7 @@ MODULES = (
     "samplers",
     "sampling_plots",
     "guidance",
+    "editing",
     "ddpm",
 )
 _log = logging.getLogger(__name__)

@@ -92,19 +92,24 @@ class ObjectiveNode(io.ComfyNode):
             inputs=[
                 choice(
                     "noise",
-                    "How noise levels are drawn; model is the model's own table.",
+                    "How noise levels are drawn. model: from the model's own table. uniform, logit-normal, shifted: "
+                    "for flow models, such as SD3 and Flux. log-normal, karras: for all others, such as SDXL and "
+                    "EDM models.",
                     NOISE.names(),
                     "model",
                 ),
                 choice(
                     "weight",
-                    "How much each noise level counts; one is the plain loss.",
+                    "How much each noise level counts. one: the plain loss. min-snr, soft-min-snr: less where little "
+                    "noise is left, which teaches texture. debiased: more where there is much noise, which decides "
+                    "what is to be seen. p2: less for fine details. The help page has the others.",
                     WEIGHTS.names(),
                     "one",
                 ),
                 choice(
                     "metric",
-                    "How the error is measured; l2 is the mean square.",
+                    "How the error is measured. l2: the mean square. huber: large errors pull less. l1: the absolute "
+                    "error. smooth-l1: the same with a round bottom.",
                     METRICS.names(),
                     "l2",
                 ),
@@ -171,10 +176,21 @@ class OptimizerNode(io.ComfyNode):
             description="How the weights are stepped, and how the learning rate runs over the plan.",
             search_aliases=["learning rate", "scheduler", "adamw", "warmup", "lr"],
             inputs=[
-                choice("optimizer", "The algorithm.", OPTIMIZERS.names(), "adamw"),
+                choice(
+                    "optimizer",
+                    "The algorithm. adamw: for everything. adamw-8bit: a quarter of its memory, with a GPU and "
+                    "bitsandbytes. adafactor: hardly any memory. lion: little memory and a smaller rate. prodigy: "
+                    "finds the rate itself. schedule-free-adamw: needs no schedule.",
+                    OPTIMIZERS.names(),
+                    "adamw",
+                ),
                 field(AdamW, "lr", "learning_rate", max=10.0, step=1e-6, tooltip=_LEARNING_RATE),
                 choice(
-                    "schedule", "The course of the learning rate.", SCHEDULES.names(), "constant"
+                    "schedule",
+                    "The course of the learning rate. constant: as it is. cosine, linear, polynomial: down to 0 at the "
+                    "last step. cosine-restarts: down to 0 and up again, several times.",
+                    SCHEDULES.names(),
+                    "constant",
                 ),
                 field(Constant, "warmup", max=1_000_000),
                 field(AdamW, "weight_decay", max=_DECAY_MAX, step=0.001),

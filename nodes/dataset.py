@@ -66,8 +66,8 @@ class LoadImages(io.ComfyNode):
                 ),
                 choice(
                     "masks",
-                    "What of a picture counts. files: what is white in cat-masklabel.png beside cat.png. alpha: what "
-                    "is not transparent.",
+                    "What of a picture counts. none: all of it. files: what is white in cat-masklabel.png beside "
+                    "cat.png. alpha: what is not transparent.",
                     MASKS,
                     NO_MASKS,
                     optional=True,

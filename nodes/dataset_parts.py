@@ -49,7 +49,8 @@ class JoinDatasets(io.ComfyNode):
                 ),
                 choice(
                     "balance",
-                    "repeats: smaller datasets are repeated until they have about as many pictures as the largest. "
+                    "as given: as the numbers above say. repeats: smaller datasets are repeated until they have about "
+                    "as many pictures as the largest. "
                     "weights: each dataset counts as much as another, however many pictures it has.",
                     BALANCES,
                     AS_GIVEN,

@@ -92,7 +92,12 @@ class NewDdpm(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 whole("size", "Side of its pictures in pixels.", 64, min=8, max=1024, step=8),
-                choice("colors", "What its pictures are.", _COLORS, "color"),
+                choice(
+                    "colors",
+                    "What its pictures are: of three channels, or of one.",
+                    _COLORS,
+                    "color",
+                ),
                 whole(
                     "classes",
                     "How many classes it tells apart, whose numbers are those of the dataset; 0 draws freely.",
@@ -116,7 +121,7 @@ class NewDdpm(io.ComfyNode):
                 ),
                 choice(
                     "predicts",
-                    "What the network predicts: the noise, the velocity, or the picture.",
+                    "What the network predicts. epsilon: the noise. v_prediction: the velocity. sample: the picture.",
                     ddpm.PREDICTIONS,
                     "epsilon",
                 ),

@@ -11,7 +11,7 @@ from ..host.sampling.guidance_view import DECODERS, VAE
 from ..samplers.guidance import COURSES, LOSSES, Term
 from ..samplers.guidance.losses.color import Color
 from .config import parse_parts
-from .schema import GraftGuidanceType, choice, field, output, schema, socket, text
+from .schema import GraftGuidanceType, GraftSteps, choice, field, output, schema, socket, text
 
 _OPTIONS = (
     "Further settings as name=value, with commas between them: metric=l2 (color, image), cuts=8, smallest=0.2, turn=0, "
@@ -62,8 +62,8 @@ class Guidance(io.ComfyNode):
                 text("text", "For clip: what the picture should show.", multiline=True),
                 choice(
                     "schedule",
-                    "The course of the strength between start_percent and end_percent; linear and cosine fall to 0, or "
-                    "to the option last.",
+                    "The course of the strength between start_percent and end_percent. constant: always the same. "
+                    "linear, cosine: falling to 0, or to the option last.",
                     COURSES.names(),
                     "constant",
                 ),
@@ -158,14 +158,21 @@ class GuideModel(io.ComfyNode):
                     io.Vae, "vae", "The VAE of the model; decode fast needs none.", optional=True
                 ),
             ],
-            outputs=[output(io.Model, "MODEL", "The model, guided.")],
+            outputs=[
+                output(io.Model, "MODEL", "The model, guided."),
+                output(
+                    GraftSteps,
+                    "STEPS",
+                    "The losses at each call of the model while it is sampled, for Plot Steps.",
+                ),
+            ],
         )
 
     @classmethod
     def execute(
         cls, model: Any, guidance: Any, method: str, decode: str, vae: Any = None
     ) -> io.NodeOutput:
-        return io.NodeOutput(host.guide(model, guidance, method=method, decoder=decode, vae=vae))
+        return io.NodeOutput(*host.guide(model, guidance, method=method, decoder=decode, vae=vae))
 
 
 NODES = [Guidance, GuideModel]

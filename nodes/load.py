@@ -36,7 +36,9 @@ class LoadAdapter(io.ComfyNode):
                     lora_files.names(),
                 ),
                 number("strength_model", "How strongly the model is changed.", 1.0, **limits),
-                number("strength_clip", "How strongly the text encoders are.", 1.0, **limits),
+                number(
+                    "strength_clip", "How strongly the text encoders are changed.", 1.0, **limits
+                ),
                 text(
                     "strengths",
                     "Strengths of some blocks, as pattern=strength with semicolons between them: output_blocks.0.1=1; "
@@ -80,7 +82,7 @@ class LoadAdapter(io.ComfyNode):
                 socket(
                     io.Mask,
                     "mask",
-                    "The adapter counts where this is white, of Stable Diffusion 1.5, 2 and XL. Of any size; one mask, "
+                    "The adapter acts where this is white; for Stable Diffusion 1.5, 2 and XL. Of any size; one mask, "
                     "or one for each picture of a batch.",
                     optional=True,
                 ),

@@ -55,8 +55,8 @@ class LoadLoraBlocks(io.ComfyNode):
                 number("strength_model", "How strongly the model is changed.", 1.0, **limits),
                 number(
                     "strength_clip",
-                    "How strongly the text encoders are, where a clip is connected; 0 leaves them out. Blocks do not "
-                    "choose among their layers.",
+                    "How strongly the text encoders are changed, where a clip is connected; 0 leaves them out. Blocks "
+                    "do not choose among their layers.",
                     1.0,
                     **limits,
                 ),

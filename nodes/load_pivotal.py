@@ -23,8 +23,8 @@ class LoadPivotal(io.ComfyNode):
             category="graft/loaders",
             description=(
                 "Loads a LoRA together with the new words that it was trained with, from one file or two, or new words "
-                "alone. The CLIP that comes out knows them: write the word into any prompt, (TOK:1.2) too. No other "
-                "CLIP is changed, and there is no embedding: to write."
+                "alone. The CLIP that comes out knows them: write the word into any prompt, (TOK:1.2) too, without "
+                "embedding: before it. No other CLIP is changed."
             ),
             search_aliases=[
                 "pivotal tuning",

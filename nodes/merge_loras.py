@@ -61,8 +61,8 @@ class MergeLoras(io.ComfyNode):
                     "mode",
                     "sum: what the weights would be with all of them loaded, also of different kinds and ranks. cat "
                     "and svd are PEFT's forms of it for LoRAs; linear sums the factors, which is another thing. "
-                    "ties and dare leave values out so that the LoRAs disturb each other less; with svd they do it "
-                    "on the changes themselves.",
+                    "ties, dare and magnitude-prune leave values out so that the LoRAs disturb each other less; with "
+                    "svd they do it on the changes themselves.",
                     MODES.names(),
                     _FIRST,
                 ),
@@ -92,7 +92,7 @@ class MergeLoras(io.ComfyNode):
                 ),
                 choice(
                     "signs",
-                    "How ties elects a sign: by the sum of the values, or by their number.",
+                    "How ties elects a sign. total: by the sum of the values. frequency: by their number.",
                     SIGNS,
                     advanced=True,
                 ),

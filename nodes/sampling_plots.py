@@ -99,13 +99,13 @@ class PlotSteps(io.ComfyNode):
             category="graft/sampling",
             description=(
                 "Draws how large the denoised latent D was at each step of a sampler, and how much it changed: where a "
-                "picture is made, and which steps could be saved."
+                "picture is made, and which steps could be saved. With STEPS of Guide Model, the losses at each call."
             ),
             hidden=[io.Hidden.unique_id],
             search_aliases=["denoised norm", "sampler graph", "sampling trace", "nfe"],
             is_output_node=True,
             inputs=[
-                socket(GraftSteps, "steps", "STEPS of Record Steps."),
+                socket(GraftSteps, "steps", "STEPS of Record Steps or Guide Model."),
                 socket(
                     io.Latent,
                     "latent",
@@ -114,7 +114,9 @@ class PlotSteps(io.ComfyNode):
             ],
             outputs=[
                 output(
-                    io.Image, "IMAGE", "Root mean square of D and of its change, over the steps."
+                    io.Image,
+                    "IMAGE",
+                    "Root mean square of D and of its change over the steps, or the losses over the calls.",
                 ),
                 output(
                     io.String, "TEXT", "The same in words, with the evaluations of the model (NFE)."

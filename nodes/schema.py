@@ -20,6 +20,8 @@ GraftTokens = io.Custom("GRAFT_TOKENS")
 GraftAdapter = io.Custom("GRAFT_ADAPTER")
 GraftSteps = io.Custom("GRAFT_STEPS")
 GraftGuidanceType = io.Custom("GRAFT_GUIDANCE")
+GraftInversionType = io.Custom("GRAFT_INVERSION")
+GraftEditsType = io.Custom("GRAFT_EDITS")
 
 # The browser takes 2048 for a number without a maximum.
 _MAX_INT = 2**31 - 1

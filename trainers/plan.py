@@ -26,7 +26,9 @@ class Plan:
         1.0, "Clip the gradient to this norm; 0 does not clip.", min=0.0, max=1e9
     )
     precision: str = option(
-        "auto", "Precision of the frozen model's computations.", choices=PRECISIONS
+        "auto",
+        "Precision of the frozen model's computations. auto: bf16 where the device is fast at it, else fp32.",
+        choices=PRECISIONS,
     )
     checkpointing: str = option(
         "auto",
@@ -84,8 +86,8 @@ class Plan:
     )
     when_found: str = option(
         CONTINUE,
-        "What to do where the very same run was cut off: go on where it was, which gives what it would have given, or "
-        "start fresh.",
+        "What to do where the very same run was cut off. continue: go on where it was, which gives what it would have "
+        "given. start fresh: from the first step.",
         repr=False,
         choices=(CONTINUE, FRESH),
     )

@@ -8,6 +8,8 @@ while nothing is sampled. The gradient is of the losses at D, or goes on through
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,16 +17,18 @@ from typing import Any
 import torch
 
 from ...registry import unknown
-from ...samplers.guidance import Steps, Term, change, slope
+from ...samplers.guidance import Step, Steps, Term, change, slope
 from ..model.denoiser import differentiable_attention, guard_inputs
 from ..model.lending import MISSING, on_exit, replace
 from ..model.trainable import refuse_untrainable
 from ..model.trainee import trainee
 from .guidance_view import DECODERS, VAE, GuidanceView
+from .recorder import Recorder, Trace, fingerprint
 
 DENOISED, NETWORK = "denoised", "network"
 METHODS = (DENOISED, NETWORK)
 KEY = "graft_guidance"
+TITLE = "Loss of the guidance by call"
 _log = logging.getLogger(__name__)
 
 
@@ -35,8 +39,8 @@ def guide(
     method: str = DENOISED,
     decoder: str = VAE,
     vae: Any = None,
-) -> Any:
-    """A clone of a MODEL that is guided wherever it is sampled.
+) -> tuple[Any, Recorder]:
+    """A clone of a MODEL that is guided wherever it is sampled, and what keeps the losses of each sampling.
 
     Args:
         model: A ModelPatcher.
@@ -61,15 +65,17 @@ def guide(
     if method == NETWORK:
         refuse_untrainable(model)
     GuidanceView(model, terms, decoder, vae)
-    guided = model.clone()
+    guided, recorder = model.clone(), Recorder()
 
     def sample(executor: Any, *args: Any, **more: Any) -> Any:
         view = GuidanceView(model, terms, decoder, vae)
         run = _Run(executor.class_obj, terms, view, method == NETWORK)
-        return run.sample(executor, *args, **more)
+        out = run.sample(executor, *args, **more)
+        run.keep(recorder, out)
+        return out
 
     guided.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, sample)
-    return guided
+    return guided, recorder
 
 
 class _Run:
@@ -86,7 +92,9 @@ class _Run:
         self._guider, self._terms, self._view = guider, terms, view
         self._is_through = is_through
         self._guards: list[Any] | None = None
-        self._losses: list[list[float]] = []
+        self._losses: dict[str, list[float]] = {name: [] for name in _names(terms)}
+        self._levels: list[float] = []
+        self._last: torch.Tensor | None = None
 
     def sample(
         self,
@@ -105,9 +113,10 @@ class _Run:
         self._steps = self._make_steps(sigmas)
         tensors = [noise, latent_image, sigmas, denoise_mask]
 
-        def told(step: int, *rest: Any, **named: Any) -> Any:
+        def told(step: int, denoised: Any, *rest: Any, **named: Any) -> Any:
             self._steps.done(int(step))
-            return None if callback is None else callback(step, *rest, **named)
+            self._last = denoised
+            return None if callback is None else callback(step, denoised, *rest, **named)
 
         with ExitStack() as stack:
             self._view.prepare(self._guider.model_patcher, noise.shape)
@@ -116,9 +125,20 @@ class _Run:
                 tensors = [_normal(tensor) for tensor in tensors]
             self._install(stack)
             noise, latent_image, sigmas, denoise_mask = tensors  # type: ignore[assignment]
-            out = executor(noise, latent_image, sampler, sigmas, denoise_mask, told, *args, **more)
-        self._report()
-        return out
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, told, *args, **more)
+
+    def keep(self, recorder: Recorder, out: torch.Tensor) -> None:
+        """Note the losses for what came of the sampling."""
+        results = {fingerprint(out)}
+        if self._last is not None:
+            network = self._guider.model_patcher.model
+            results.add(fingerprint(network.process_latent_out(self._last.cpu())))
+        lines = {name: tuple(values) for name, values in self._losses.items()}
+        counts = len(self._levels), self._steps.count
+        recorder.traces.append(
+            Trace(TITLE, "call", tuple(self._levels), lines, *counts, frozenset(results))
+        )
+        _log.info("Guided %d calls of the model; losses: %s", len(self._levels), _courses(lines))
 
     def predict(
         self,
@@ -133,6 +153,7 @@ class _Run:
         step = self._steps.at(float(timestep.max()))
         terms = [term for term in self._terms if term.weight(step)]
         if not terms:
+            self._note(step, terms, [])
             return executor(x, timestep, *rest)
         view = self._view.at(step, 0 if seed is None else seed)
         if not self._is_through:
@@ -154,8 +175,16 @@ class _Run:
                 (gradient,) = torch.autograd.grad(denoised, y, at_d.to(denoised))
             denoised = denoised.detach()
             added = change(gradient, step, is_by_input=True).to(denoised)
-        self._losses.append([sum(column) / len(column) for column in zip(*losses, strict=True)])
+        self._note(step, terms, losses)
         return denoised + added
+
+    def _note(self, step: Step, terms: Sequence[Term], losses: Sequence[Sequence[float]]) -> None:
+        """Keep the losses of a call, by picture and term that acts; the means over the pictures."""
+        means = [sum(column) / len(column) for column in zip(*losses, strict=True)]
+        found = {id(term): mean for term, mean in zip(terms, means, strict=True)}
+        for term, values in zip(self._terms, self._losses.values(), strict=True):
+            values.append(found.get(id(term), math.nan))
+        self._levels.append(step.sigma)
 
     def _make_steps(self, sigmas: torch.Tensor) -> Steps:
         """Steps in the model's own scale, which is found by asking it for a noised picture."""
@@ -210,15 +239,6 @@ class _Run:
             handle.remove()
         self._guards = None
 
-    def _report(self) -> None:
-        if self._losses:
-            _log.info(
-                "Guided %d calls of the model; losses from %s to %s.",
-                len(self._losses),
-                _numbers(self._losses[0]),
-                _numbers(self._losses[-1]),
-            )
-
 
 def _check_latents(noise: torch.Tensor, shapes: Sequence[Any] | None) -> None:
     if getattr(noise, "is_nested", False) or (shapes is not None and len(shapes) > 1):
@@ -250,5 +270,19 @@ def _normal(value: Any) -> Any:
     return value
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
+def _names(terms: Sequence[Term]) -> list[str]:
+    """What each term is called, with a number where two are of one kind."""
+    kinds = [str(getattr(term.loss, "name", "loss")) for term in terms]  # the registry names them
+    seen: Counter[str] = Counter()
+    names = []
+    for kind in kinds:
+        seen[kind] += 1
+        names.append(f"{kind} {seen[kind]}" if kinds.count(kind) > 1 else kind)
+    return names
+
+
+def _courses(lines: dict[str, tuple[float, ...]]) -> str:
+    """The first and the last value of each line."""
+    known = {name: [v for v in values if math.isfinite(v)] for name, values in lines.items()}
+    said = [f"{name} from {v[0]:.4g} to {v[-1]:.4g}" for name, v in known.items() if v]
+    return ", ".join(said) or "none acted"

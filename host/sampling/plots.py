@@ -63,7 +63,7 @@ def plot_steps(recorder: Recorder, latent: Mapping[str, Any]) -> tuple[torch.Ten
     """Draw what was recorded of the sampling that a LATENT came of.
 
     Args:
-        recorder: What a recording SAMPLER keeps.
+        recorder: What a recording SAMPLER or a guided MODEL keeps.
         latent: The LATENT.
 
     Returns:
@@ -79,19 +79,18 @@ def plot_steps(recorder: Recorder, latent: Mapping[str, Any]) -> tuple[torch.Ten
             "plotted together. Connect a LATENT of one kind."
         )
     trace, is_its = recorder.of(samples)
-    steps = list(range(1, len(trace.size) + 1))
-    labels = [(step, f"{sigma:.3g}") for step, sigma in zip(steps, trace.sigmas, strict=True)]
-    lines = [Line("|D|", steps, trace.size), Line("|D - D before|", steps, trace.change)]
-    title = f"D by step (root mean square), {trace.calls} evaluations"
-    image = draw_lines(Lines(title, lines, "sigma at the step's beginning", labels=labels))
+    places = list(range(1, len(trace.sigmas) + 1))
+    labels = [(place, f"{sigma:.3g}") for place, sigma in zip(places, trace.sigmas, strict=True)]
+    lines = [Line(name, places, values) for name, values in trace.lines.items()]
+    title = f"{trace.title}, {trace.calls} evaluations"
+    image = draw_lines(Lines(title, lines, f"sigma of the {trace.place}", labels=labels))
     said = [f"{trace.steps} steps, {trace.calls} evaluations of the model (NFE)"]
     if not is_its:
         said.append(
             "The LATENT is not what came of the sampler (it was changed since, or packed): this is the newest record."
         )
-    for step, sigma, size, change in zip(
-        steps, trace.sigmas, trace.size, trace.change, strict=True
-    ):
-        more = f", changed by {change:.4g}" if math.isfinite(change) else ""
-        said.append(f"step {step}: sigma {sigma:.4g}, |D| {size:.4g}{more}")
+    for i, (place, sigma) in enumerate(zip(places, trace.sigmas, strict=True)):
+        here = {name: values[i] for name, values in trace.lines.items()}
+        told = [f"{name} {value:.4g}" for name, value in here.items() if math.isfinite(value)]
+        said.append(", ".join([f"{trace.place} {place}: sigma {sigma:.4g}", *told]))
     return image, "\n".join(said)

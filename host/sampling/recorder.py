@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SAMPLER that samples as another does and keeps how large D was at each step.
+"""What is kept of a sampling to be plotted: how large D was at each step, or other numbers of its calls.
 
 The record is no output of the node that samples, so it travels beside the LATENT: a trace knows the latents that it led
 to, by their hash, and is found by them when it is plotted. Only numbers are kept.
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+TITLE, SIZE, CHANGE = "D by step (root mean square)", "|D|", "|D - D before|"
 _KEPT = 8  # traces of one recorder: one sampler may be in several places of a graph
 
 
@@ -22,17 +23,19 @@ class Trace:
     """One run of a sampler.
 
     Attributes:
-        sigmas: The level at the beginning of each step that it told of.
-        size: Root mean square of D at each step, the mean over the batch.
-        change: That of D less D of the step before; nan at the first.
+        title: What the numbers are.
+        place: What there is one of each number for: a step or a call.
+        sigmas: The level at each of these.
+        lines: The numbers by name, each as long as ``sigmas``; nan where there is none.
         calls: How often the model was asked.
         steps: How many steps there were to be.
         results: Hashes of the latents that came of it.
     """
 
+    title: str
+    place: str
     sigmas: tuple[float, ...]
-    size: tuple[float, ...]
-    change: tuple[float, ...]
+    lines: dict[str, tuple[float, ...]]
     calls: int
     steps: int
     results: frozenset[str]
@@ -40,7 +43,7 @@ class Trace:
 
 @dataclass(eq=False)
 class Recorder:
-    """The last traces of a SAMPLER, the newest last."""
+    """The last traces of a SAMPLER or a guided MODEL, the newest last."""
 
     traces: "deque[Trace]" = field(default_factory=lambda: deque(maxlen=_KEPT))
 
@@ -52,8 +55,8 @@ class Recorder:
         """
         if not self.traces:
             raise ValueError(
-                "Nothing is recorded. Connect SAMPLER of Record Steps to the node that samples, and the LATENT of that "
-                "node here; if that node was not run again, change its seed."
+                "Nothing is recorded. Connect SAMPLER of Record Steps, or MODEL of Guide Model, to the node that "
+                "samples, and the LATENT of that node here; if that node was not run again, change its seed."
             )
         wanted = None if samples is None else fingerprint(samples)
         found = [trace for trace in self.traces if wanted in trace.results]
@@ -88,9 +91,9 @@ class RecordingSampler:
         if watch.last is not None:
             results.add(fingerprint(_out(model_wrap, watch.last.cpu())))
         told = tuple(course[i] for i in watch.steps)
-        sizes = tuple(watch.size), tuple(watch.change)
-        trace = Trace(told, *sizes, model.calls, len(course) - 1, frozenset(results))
-        self._recorder.traces.append(trace)
+        lines = {SIZE: tuple(watch.size), CHANGE: tuple(watch.change)}
+        counts = model.calls, len(course) - 1
+        self._recorder.traces.append(Trace(TITLE, "step", told, lines, *counts, frozenset(results)))
         return samples
 
 
@@ -116,7 +119,7 @@ class _Watch:
     def __init__(self, callback: Callable[..., Any] | None):
         self._callback = callback
         self.steps: list[int] = []
-        self.size: list[float] = []
+        self.size: list[float] = []  # the mean over the batch, as the next
         self.change: list[float] = []
         self.last: torch.Tensor | None = None
 

@@ -91,8 +91,8 @@ def _function(settings: Sampler) -> Callable[..., torch.Tensor]:
 
         arguments = extra_args or {}
         network = model.inner_model.inner_model
-        _check_latent(x, network)
-        bar = _bar(len(sigmas) - 1, disable)
+        check_latent(x, network)
+        bar = console_bar(len(sigmas) - 1, disable)
 
         def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -115,7 +115,7 @@ def _function(settings: Sampler) -> Callable[..., torch.Tensor]:
     return graft_sampler
 
 
-def _check_latent(x: torch.Tensor, network: Any) -> None:
+def check_latent(x: torch.Tensor, network: Any) -> None:
     """Refuse latents that the host has packed into one, as it does with pictures and sound."""
     wanted = getattr(network.latent_format, "latent_dimensions", 2)
     if x.ndim == 3 and x.shape[1] == 1 and wanted != 1:
@@ -125,7 +125,7 @@ def _check_latent(x: torch.Tensor, network: Any) -> None:
         )
 
 
-def _bar(steps: int, disable: bool | None) -> Any:
+def console_bar(steps: int, disable: bool | None) -> Any:
     """The host's progress bar in the console, where it has one of its own, else tqdm's."""
     import comfy.utils
     from tqdm.auto import trange

@@ -10,6 +10,7 @@ import torch
 from ...adapters import Network
 from ...adapters.attach import Attached
 from ...adapters.tokens import Tokens, TokenVectors
+from ..model import layer_weights
 from ..model.trainee import Trainee
 from . import tokens as host_tokens
 from .conditioning import Conditioner, Encoded
@@ -73,7 +74,7 @@ def live_texts(
     with text_trainee(clip, (trained.patcher,)) as texts:
         attached = None
         if network is not None:
-            attached = Attached(texts.model, network, seed, texts.device)
+            attached = Attached(texts.model, network, seed, texts.device, layer_weights.fetch)
         made = LiveTexts(texts, attached, vectors)
         try:
             if attached is not None:

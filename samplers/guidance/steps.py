@@ -85,6 +85,11 @@ class Steps:
         self._signal, self._noise = signal, noise
         self._first = 0
 
+    @property
+    def count(self) -> int:
+        """How many steps there are."""
+        return len(self._sigmas) - 1
+
     def done(self, index: int) -> None:
         """Say that the sampler has come to the end of a step; what it asks from now on is of a later one."""
         self._first = min(index + 1, len(self._sigmas) - 2)
@@ -108,4 +113,4 @@ class Steps:
         later = (s for s in levels[index + 1 :] if s < min(sigma, levels[index]) * (1 - _SAME))
         following = next(later, 0.0)
         shares = self._signal(sigma), self._noise(sigma), self._signal(following)
-        return Step(index, len(levels) - 1, sigma, following, *shares)
+        return Step(index, self.count, sigma, following, *shares)

@@ -239,7 +239,7 @@ def test_a_batch_may_be_cut(name, variant, module):
     whole = model.get_submodule(module)(x)
     with network.off():
         plain = model.get_submodule(module)(x)
-    kept = [bool(torch.equal(a, b)) for a, b in zip(dropped, whole, strict=True)]
+    kept = [torch.allclose(a, b, 1e-5, 1e-6) for a, b in zip(dropped, whole, strict=True)]
     left = [bool(torch.equal(a, b)) for a, b in zip(dropped, plain, strict=True)]
     assert [a or b for a, b in zip(kept, left, strict=True)] == [True] * 4 and any(left)
 

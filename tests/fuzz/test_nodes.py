@@ -70,13 +70,19 @@ REAL = st.one_of(
 @pytest.fixture(scope="module")
 def wires():
     """What comes over sockets, by type."""
+    import comfy.samplers
+
     from graft.adapters import NETWORKS
     from graft.adapters.file import AdapterFile
+    from graft.host.sampling.editing import Wanted
+    from graft.host.sampling.inversion import Inverted
     from graft.host.sampling.recorder import Recorder, Trace
     from graft.host.sampling.sampler import sampler
-    from graft.samplers import SAMPLERS
+    from graft.samplers import SAMPLERS, KeyedNoise
+    from graft.samplers.editing import Edit
     from graft.samplers.guidance import COURSES, LOSSES
     from graft.samplers.guidance.parts import Term
+    from graft.samplers.inversion import INVERSIONS
     from graft.trainers.data import Dataset, Item
     from graft.trainers.objectives import Objective
     from graft.trainers.optimizers import Optimizer
@@ -87,7 +93,16 @@ def wires():
     pixels = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         found = {"MODEL": tiny.model("sdxl"), "CLIP": tiny.clip("sdxl"), "VAE": tiny.vae("sdxl")}
+    guider = comfy.samplers.CFGGuider(found["MODEL"])
+    guider.set_conds(tiny.conditioning("sdxl"), tiny.conditioning("sdxl", seed=6))
+    way = INVERSIONS.get("ledits-ddim")().invert(
+        lambda x, sigma: x / 2, torch.ones(1, 4, 8, 8), (14.0, 3.0, 0.0), KeyedNoise(0)
+    )
+    latent_format = found["MODEL"].get_model_object("latent_format")
     return found | {
+        "GUIDER": guider,
+        "GRAFT_INVERSION": Inverted(way, "ledits-ddim", "eps", latent_format, ""),
+        "GRAFT_EDITS": (Wanted(Edit(), tiny.conditioning("sdxl", seed=7)),),
         "GRAFT_DATASET": Dataset(
             tuple(Item(f"a {{b|c}}, {n}", pixels=pixels) for n in range(3)), "zork"
         ),

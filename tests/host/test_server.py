@@ -2,6 +2,7 @@
 """The pack in a real server: it loads without a word of complaint, as a link and as the copy that ships."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -57,6 +58,18 @@ def test_the_help_pages_are_served(server):
     for page in sorted((ROOT / "web" / "docs").glob("*.md")):
         assert page.stem in ids_in_source(), f"web/docs/{page.name} is the page of no node"
         assert server.get_bytes(f"/extensions/{PACK_FOLDER}/docs/{page.name}") == page.read_bytes()
+
+
+def test_the_texts_of_every_language_are_served(server):
+    served = server.get("/i18n")
+    languages = {path.name for path in (ROOT / "locales").iterdir()}
+    assert {"en", "zh"} <= languages
+    for language in languages:
+        path = ROOT / "locales" / language / "nodeDefs.json"
+        texts = json.loads(path.read_text(encoding="utf-8"))
+        assert set(texts) == ids_in_source()
+        assert {node: served[language]["nodeDefs"].get(node) for node in texts} == texts
+    assert served["zh"]["nodeDefs"]["GraftTrain"]["inputs"]["steps"]["name"] == "步数"
 
 
 def test_the_templates_are_listed(server):

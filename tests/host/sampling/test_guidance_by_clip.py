@@ -22,7 +22,7 @@ def test_pictures_become_more_like_the_text_and_the_clip_stays_as_it_was(parts, 
         before = everything(seeing.model)
         plain = sample(model, steps=6, batch=2)
         one = term(parts, "clip", 1000.0, target, cuts=2, smallest=0.5)
-        got = sample(parts[0].guide(model, [one], method=method, vae=vae), steps=6, batch=2)
+        got = sample(parts[0].guide(model, [one], method=method, vae=vae)[0], steps=6, batch=2)
         same(before, everything(seeing.model))
         score = [likeness(seeing, vae.decode(x), target.text) for x in (plain, got)]
     assert (score[1] > score[0] + 0.01).all()
@@ -34,7 +34,7 @@ def test_cuts_do_not_depend_on_the_batch(parts, tmp_path):  # noqa: F811
     with torch.inference_mode():
         model, vae, seeing = tiny.model("sdxl"), tiny.vae("sdxl"), vision(tmp_path)
         target = guidance_targets.of_text("a red square", tiny.clip("sdxl"), seeing)
-        guided = parts[0].guide(model, [term(parts, "clip", 20.0, target)], vae=vae)
+        guided, _ = parts[0].guide(model, [term(parts, "clip", 20.0, target)], vae=vae)
         many, one = (sample(guided, steps=3, batch=n, seed=7) for n in (2, 1))
         again = sample(guided, steps=3, batch=2, seed=7)
     assert torch.equal(many, again)

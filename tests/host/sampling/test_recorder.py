@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graft.host.sampling import plots
-from graft.host.sampling.recorder import Recorder, record
+from graft.host.sampling.recorder import CHANGE, SIZE, Recorder, record
 from graft.host.sampling.sampler import sampler
 from graft.samplers.edm_heun import EDMHeun
 from tests.host import tiny
@@ -38,8 +38,9 @@ def test_any_sampler_is_recorded_and_samples_as_it_did(index):
     for latent in (out, denoised):
         trace, is_its = kept.of(latent["samples"])
         assert is_its and trace.calls == calls and trace.steps == 4
-    assert len(trace.size) == len(trace.change) == len(trace.sigmas)
-    assert math.isnan(trace.change[0]) and all(math.isfinite(x) for x in trace.size)
+    size, change = trace.lines[SIZE], trace.lines[CHANGE]
+    assert len(size) == len(change) == len(trace.sigmas)
+    assert math.isnan(change[0]) and all(math.isfinite(x) for x in size)
 
 
 def test_the_numbers_are_those_of_d():
@@ -52,7 +53,7 @@ def test_the_numbers_are_those_of_d():
     inside = model.model.process_latent_in(out["samples"])
     expected = inside.flatten(1).square().mean(1).sqrt().mean()
     trace, _ = kept.of(out["samples"])
-    assert trace.size[-1] == pytest.approx(float(expected), rel=1e-5)
+    assert trace.lines[SIZE][-1] == pytest.approx(float(expected), rel=1e-5)
     assert trace.sigmas == pytest.approx((14.0, 5.0, 1.0, 0.2))
 
 
@@ -93,8 +94,8 @@ def test_the_plot_has_both_lines_and_the_words_each_step():
     assert image.shape == (1, 400, 640, 3)
     lines = said.splitlines()
     assert lines[0] == "4 steps, 7 evaluations of the model (NFE)"
-    assert lines[1].startswith("step 1: sigma 14, |D| ") and "changed" not in lines[1]
-    assert lines[4].startswith("step 4: sigma 0.2, |D| ") and "changed by" in lines[4]
+    assert lines[1].startswith("step 1: sigma 14, |D| ") and CHANGE not in lines[1]
+    assert lines[4].startswith("step 4: sigma 0.2, |D| ") and CHANGE in lines[4]
 
 
 def test_nothing_recorded_and_nested_latents_are_refused():

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods of inversion, one file each."""
