@@ -70,7 +70,7 @@ def train(page: ComfyPage, steps: int) -> None:
     node = next(node for node in graph["nodes"] if node["id"] == TRAIN)
     node["size"] = [480, node["size"][1] + 60]
     page.load(graph)
-    given = {"steps": steps, "batch_size": 4, "preserve": 0.0}
+    given = {"steps": steps, "batch_size": 2, "preserve": 0.0}
     for name, value in given.items():
         page.set(TRAIN, name, value)
     page.set(PREVIEW, "every", max(1, steps // 7))

@@ -285,6 +285,27 @@ def test_a_node_in_a_subgraph_has_its_run(comfy_page):
     assert record(page, inner)["run"] == run and record(page, inner)["step"] == [1, 2]
 
 
+def test_the_panel_keeps_to_its_node_however_many_samples_there_are(comfy_page):
+    page, head = comfy_page, {"run": "ab" * 16, "node": "5"}
+    page.load(graphs.training())
+    page.zoom(1, TRAIN)
+    say(page, head | {"seq": 1, "kind": "start", "step": 0})
+    # An empty picture of 200 x 64, from the page itself.
+    page.evaluate("() => { window.wide = document.createElement('style'); "
+                  "wide.textContent = '.graft-thumb img { width: 200px }'; document.head.append(wide); }")  # fmt: skip
+    for n in range(2, 14):
+        images = [{"filename": "none.png", "type": "output"}]
+        say(page, head | {"seq": n, "kind": "sample", "step": n, "images": images})
+    page.page.wait_for_timeout(300)
+    width, inner = panel(
+        page, "(panel) => [panel.root.offsetWidth, panel.strip.thumbs.scrollWidth]"
+    )
+    node = page.evaluate(f"() => (app.rootGraph ?? app.graph).getNodeById({TRAIN}).size[0]")
+    assert inner > 1000 and 0.8 * node <= width <= node
+    page.evaluate("() => window.wide.remove()")
+    page.problems[:] = [one for one in page.problems if "/view" not in one]
+
+
 def test_what_others_wrote_is_shown_as_text(comfy_page):
     page, run = comfy_page, "d" * 32
     page.load(graphs.training())

@@ -29,6 +29,7 @@ export function addDisplay(app, node, name, root, options = {}) {
   setStyle(root, {
     width: "100%", height: "100%", minHeight: `${least()}px`, boxSizing: "border-box",
     display: "flex", flexDirection: "column", overflow: "hidden",
+    contain: "inline-size", // what is in it never makes it wider than the node
   });
   passWheel(app, root);
   const widget = node.addDOMWidget(name, "graft_display", root, {

@@ -14,6 +14,7 @@ export class Strip {
     /** @type {any[]} */
     this.samples = [];
     this.key = "";
+    this.isHeld = false; // somebody looks at earlier ones
     this.thumbs = element("div", { class: "graft-thumbs", attributes: { "data-capture-wheel": "true" } });
     this.label = element("span", {});
     this.chooser = element("div", { class: "graft-which" },
@@ -44,7 +45,12 @@ export class Strip {
     const first = Math.max(0, shown.length - LINES);
     const next = first + this.thumbs.children.length;
     this.thumbs.append(...shown.slice(next).map((sample, i) => this.thumb(sample, next + i)));
-    this.thumbs.scrollLeft = this.thumbs.scrollWidth;
+    this.toEnd();
+  }
+
+  /** Once more with each picture that arrives: only then it has its width. */
+  toEnd() {
+    if (!this.isHeld) this.thumbs.scrollLeft = this.thumbs.scrollWidth;
   }
 
   thumb(sample, index) {
@@ -52,7 +58,7 @@ export class Strip {
     const prompt = sample.prompts?.[which];
     const image = element("img", {
       attributes: { src: this.urlOf(sample.images[which], sample.seq, true), alt: "", draggable: "false" },
-      on: { error: () => image.classList.add("graft-gone") },
+      on: { error: () => image.classList.add("graft-gone"), load: () => this.toEnd() },
     });
     return element("button", {
       class: "graft-thumb",
@@ -82,5 +88,7 @@ export class Strip {
     event.preventDefault();
     event.stopPropagation();
     this.thumbs.scrollLeft += event.deltaY + event.deltaX;
+    const { scrollLeft, clientWidth, scrollWidth } = this.thumbs;
+    this.isHeld = scrollLeft + clientWidth < scrollWidth - 4;
   }
 }
