@@ -5,8 +5,9 @@ import { setStyle } from "./dom.js";
 
 /**
  * @typedef {object} DisplayOptions
- * @property {number | (() => number)} [minHeight] Pixels that the row has at least; it takes what is left of the node.
- * @property {() => number | undefined} [maxHeight] Pixels that it has at most; undefined where there is no limit.
+ * @property {number | (() => number)} [minHeight] Pixels that the row has at least.
+ * @property {number | (() => number | undefined)} [maxHeight] Pixels that it has at most; without a number it takes
+ *   what is left of the node.
  * @property {number} [minWidth] Pixels that the node is made wide, when it is new.
  * @property {() => void} [dispose] Called when the node is removed.
  */
@@ -23,9 +24,10 @@ import { setStyle } from "./dom.js";
  */
 export function addDisplay(app, node, name, root, options = {}) {
   const { minHeight = 230, maxHeight, minWidth = 340, dispose } = options;
-  const least = typeof minHeight === "function" ? minHeight : () => minHeight;
+  const [least, most] = [minHeight, maxHeight].map((one) => (typeof one === "function" ? one : () => one));
   if (typeof node.addDOMWidget !== "function") return null;
-  root.classList.add("widget-expands"); // Vue nodes give the rest of their height to rows of this class only
+  // Vue nodes give the rest of their height to rows of this class only.
+  if (!most()) root.classList.add("widget-expands");
   setStyle(root, {
     width: "100%", height: "100%", minHeight: `${least()}px`, boxSizing: "border-box",
     display: "flex", flexDirection: "column", overflow: "hidden",
@@ -37,7 +39,7 @@ export function addDisplay(app, node, name, root, options = {}) {
     hideOnZoom: false,
     hideInPanel: true,
     getMinHeight: least,
-    getMaxHeight: maxHeight,
+    getMaxHeight: most,
     getValue: () => "",
     setValue: () => {},
   });
