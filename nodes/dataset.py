@@ -6,21 +6,19 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import graph
-from ..host.data.picture_index import Checks
-from ..host.files import paths
+from ..host.data.folder_dataset import FolderOptions, load
+from ..host.data.shown import shown
 from ..trainers.data import (
     Dataset,
     Item,
-    class_names,
     describe,
     folder_fingerprint,
-    read_folder,
     rgb_pixels,
     with_masks,
 )
 from ..trainers.data.caption_files import lines_of
 from ..trainers.data.folder import MASKS, NO_MASKS
-from ..trainers.data.layouts import CLASSES, LAYOUTS, PLAIN
+from ..trainers.data.layouts import LAYOUTS, PLAIN
 from .schema import GraftDataset, choice, field, output, schema, socket, switch, text, whole
 
 _TRIGGER = "The word or words that name the concept, as the captions have them; saved in the LoRA's metadata."
@@ -138,16 +136,20 @@ class LoadImages(io.ComfyNode):
         caption_lines: bool = False,
         allow_no_caption: bool = False,
     ) -> io.NodeOutput:
-        path = graph.picture_folder(folder)
-        check = Checks(paths.cache_folder() / "checks")
-        given = (path, caption, recursive, layout, caption_lines, masks, check)
-        items, warnings = read_folder(*given, needs_captions=not allow_no_caption)
-        check.save()
-        labels = class_names(path) if layout == CLASSES else ()
-        dataset = Dataset(
-            items, trigger.strip(), resolution, folder, warnings, crops, labels=labels
+        options = FolderOptions(
+            folder=folder,
+            caption=caption,
+            trigger=trigger,
+            recursive=recursive,
+            resolution=resolution,
+            crops=crops,
+            layout=layout,
+            masks=masks,
+            caption_lines=caption_lines,
+            allow_no_caption=allow_no_caption,
         )
-        return io.NodeOutput(dataset, describe(dataset))
+        dataset = load(options)
+        return io.NodeOutput(dataset, describe(dataset), ui=shown(dataset))
 
 
 class ImagesToDataset(io.ComfyNode):
@@ -208,7 +210,7 @@ class ImagesToDataset(io.ComfyNode):
         dataset = Dataset(items, trigger[0].strip(), resolution[0], "the graph", crops=crops[0])
         if masks:
             dataset = with_masks(dataset, masks)
-        return io.NodeOutput(dataset, describe(dataset))
+        return io.NodeOutput(dataset, describe(dataset), ui=shown(dataset))
 
 
 def captions_for(count: int, captions: list[str]) -> list[str]:

@@ -6,15 +6,16 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.data.shown import shown
 from ..trainers.data import (
     Captioning,
-    Dataset,
     Framing,
     check_texts,
     describe,
     list_texts,
     with_masks,
 )
+from ..trainers.data.changes import with_captioning, with_framing
 from .schema import GraftDataset, field, output, schema, seed, socket, switch
 
 _DATASET = "The pictures: from Load Images For Training, or joined ones, of which each is changed."
@@ -90,10 +91,10 @@ class Captions(io.ComfyNode):
             seed=seed,
             weighted=weighted,
         )
-        changed = dataset.map(lambda part: replace(part, captioning=captioning))
+        changed = with_captioning(dataset, captioning)
         if wildcards:
             check_texts(changed)
-        return io.NodeOutput(changed, list_texts(changed))
+        return io.NodeOutput(changed, list_texts(changed), ui=shown(changed))
 
 
 class Buckets(io.ComfyNode):
@@ -139,12 +140,8 @@ class Buckets(io.ComfyNode):
         smallest_crop: float,
     ) -> io.NodeOutput:
         framing = Framing(buckets, step, min_side, max_side, upscale, flip, crop, smallest_crop)
-
-        def change(part: Dataset) -> Dataset:
-            return replace(part, framing=replace(framing, outside=part.framing.outside))
-
-        changed = dataset.map(change)
-        return io.NodeOutput(changed, describe(changed))
+        changed = with_framing(dataset, framing)
+        return io.NodeOutput(changed, describe(changed), ui=shown(changed))
 
 
 class DatasetMasks(io.ComfyNode):
@@ -189,7 +186,7 @@ class DatasetMasks(io.ComfyNode):
         changed = changed.map(
             lambda part: replace(part, framing=replace(part.framing, outside=outside[0]))
         )
-        return io.NodeOutput(changed, describe(changed))
+        return io.NodeOutput(changed, describe(changed), ui=shown(changed))
 
 
 NODES = [Captions, Buckets, DatasetMasks]

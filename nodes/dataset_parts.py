@@ -7,8 +7,10 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..host.data.class_images import Painter, fingerprint, with_class_images
+from ..host.data.shown import shown
 from ..host.files import paths
-from ..trainers.data import Dataset, contact_sheet, describe, join, split
+from ..trainers.data import Dataset, contact_sheet, describe, split
+from ..trainers.data.changes import joined
 from ..trainers.data.join import AS_GIVEN, BALANCES
 from ..trainers.data.sheet import MOST
 from .schema import GraftDataset, choice, field, number, output, schema, seed, socket, text, whole
@@ -73,9 +75,8 @@ class JoinDatasets(io.ComfyNode):
     ) -> io.NodeOutput:
         given = (dataset_1, dataset_2, dataset_3, dataset_4)
         datasets = [dataset for dataset in given if dataset is not None]
-        times = [int(value) for value in numbers("repeats", repeats, is_whole=True)]
-        joined = join(datasets, times, numbers("weights", weights), balance)
-        return io.NodeOutput(joined, describe(joined))
+        made = joined(datasets, repeats, weights, balance)
+        return io.NodeOutput(made, describe(made), ui=shown(made))
 
 
 class SplitDataset(io.ComfyNode):
@@ -114,7 +115,9 @@ class SplitDataset(io.ComfyNode):
     def execute(cls, dataset: Any, share: float, seed: int) -> io.NodeOutput:
         training, held_out = split(dataset, share, seed)
         report = f"training:\n{describe(training)}\n\nheld out:\n{describe(held_out)}"
-        return io.NodeOutput(training, held_out, report)
+        return io.NodeOutput(
+            training, held_out, report, ui=shown(training, held_out, names=("training", "held out"))
+        )
 
 
 class ClassImages(io.ComfyNode):
@@ -223,7 +226,7 @@ class ClassImages(io.ComfyNode):
         painter = Painter(model, clip, vae, getattr(cls.hidden, "unique_id", None))
         made = with_class_images(dataset, class_prompt, number, name, classes, painter)
         changed = replace(made, class_weight=weight)
-        return io.NodeOutput(changed, describe(changed))
+        return io.NodeOutput(changed, describe(changed), ui=shown(changed))
 
 
 class DatasetPreview(io.ComfyNode):
@@ -267,26 +270,6 @@ class DatasetPreview(io.ComfyNode):
     ) -> io.NodeOutput:
         sheet = contact_sheet(dataset, count, first, view, columns)
         return io.NodeOutput(sheet, describe(dataset), ui=ui.PreviewImage(sheet, cls=cls))
-
-
-def numbers(name: str, given: str, is_whole: bool = False) -> list[float]:
-    """The numbers of a text with commas between them.
-
-    Raises:
-        ValueError: Something else stands there, or a number is out of range; names the widget.
-    """
-    kind: Any = int if is_whole else float
-    least = 1 if is_whole else 0
-    try:
-        values = [kind(part) for part in given.split(",")]
-    except ValueError:
-        values = []
-    if not values or not all(least <= value < float("inf") for value in values):
-        what = "whole numbers of 1 or more" if is_whole else "numbers of 0 or more"
-        raise ValueError(
-            f"{name} are '{given}'; give {what} with commas between them, such as 1, 2"
-        )
-    return values
 
 
 NODES = [JoinDatasets, SplitDataset, ClassImages, DatasetPreview]

@@ -8,9 +8,9 @@ away, and what is wrong is answered as ``{"error": text}``.
 import logging
 
 from ..runs.history import prompt_server
-from . import blocks, plots, runs
+from . import blocks, datasets, plots, runs
 
-TOPICS = (runs, blocks, plots)
+TOPICS = (runs, blocks, plots, datasets)
 _MARK = "_graft_routes"
 _log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from .buckets import Fitted, fit, random_crop, size_for, step_for
 from .caption_for_all import with_caption
 from .captions import Captioning
 from .dataset import Dataset
+from .findings import duplicates
 from .folder import class_names, read_folder
 from .framing import Framing, View
 from .images import EXTENSIONS, ImageError, check_image, image_size, read_image, rgb_pixels
@@ -13,7 +14,7 @@ from .join import join
 from .listing import folder_fingerprint
 from .masks import with_masks
 from .notes import notes
-from .report import check_texts, describe, duplicates, list_texts
+from .report import check_texts, describe, list_texts
 from .sheet import contact_sheet
 from .split import split
 

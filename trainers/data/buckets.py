@@ -104,6 +104,23 @@ def size_for(
     return _largest_score(width, height, resolution, step, (least, most))
 
 
+def covering(width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The size to which a picture is scaled to cover another one: one side exactly, the other rounded.
+
+    Args:
+        width: Of the picture.
+        height: Of the picture.
+        size: Width and height to cover.
+
+    Returns:
+        Width and height.
+    """
+    w, h = size
+    if w * height >= h * width:
+        return (w, max(h, (2 * w * height + width) // (2 * width)))
+    return (max(w, (2 * h * width + height) // (2 * height)), h)
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 def fit(
@@ -140,13 +157,12 @@ def fit(
         raise ValueError(f"the mask is {list(mask.shape)}, its picture {list(pixels.shape)}")
     width, height = size
     old_height, old_width = pixels.shape[:2]
-    new_width, new_height = _cover(old_width, old_height, round(width * zoom), round(height * zoom))
+    zoomed = (round(width * zoom), round(height * zoom))
+    new_width, new_height = covering(old_width, old_height, zoomed)
     top, left = int((new_height - height) * place[0]), int((new_width - width) * place[1])
-    layers = (
-        [(pixels, "bicubic")]
-        if mask is None
-        else [(pixels, "bicubic"), (mask[:, :, None], "bilinear")]
-    )
+    layers = [(pixels, "bicubic")]
+    if mask is not None:
+        layers.append((mask[:, :, None], "bilinear"))
     parts = []
     for layer, mode in layers:
         part = _scaled(layer.detach().clone().float(), (new_height, new_width), mode)
@@ -219,13 +235,6 @@ def _score(size: tuple[int, int], width: int, height: int) -> int:
     """Return width * height * (2 w h - scaled area): highest where least is wasted; exact."""
     w, h = size
     return 2 * w * h * width * height - max(w * height, h * width) ** 2
-
-
-def _cover(width: int, height: int, w: int, h: int) -> tuple[int, int]:
-    """Return the scaled size that covers (w, h): one side exactly, the other rounded."""
-    if w * height >= h * width:
-        return (w, max(h, (2 * w * height + width) // (2 * width)))
-    return (max(w, (2 * h * width + height) // (2 * height)), h)
 
 
 def _scaled(picture: Tensor, size: tuple[int, int], mode: str) -> Tensor:

@@ -7,7 +7,7 @@ than one at a time.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...plain import plain
@@ -62,6 +62,87 @@ def read_folder(
         ValueError: No folder, no pictures, pictures without a caption, files that cannot be read
             or that lie outside of the folder behind a link. All of them are named.
     """
+    listed = list_folder(folder, caption, recursive, layout, several, masks)
+    if needs_captions and listed.without_caption and not listed.problems:
+        raise ValueError(said_of_missing(listed))
+    problems, items = list(listed.problems), list[Item]()
+    notes: list[str] = []
+    for entry in listed.entries:
+        read = read_entry(listed, entry, check)
+        problems += read.problems
+        notes += read.notes
+        items += [] if read.item is None else [read.item]
+    if problems:
+        raise ValueError(said_of_problems(listed.root, problems))
+    check_alpha(listed, items)
+    return tuple(items), tuple(map(plain, (*notes, *listed.warnings)))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A folder whose names and texts are known, and of whose pictures none was opened yet.
+
+    Attributes:
+        root: The folder, resolved.
+        entries: The pictures with captions and masks, in their order.
+        problems: What is wrong with texts and names; any of them refuses the folder.
+        warnings: What was odd, for people.
+        layout: As it was read.
+        masks: As they were asked for.
+    """
+
+    root: Path
+    entries: tuple[Entry, ...]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    layout: str = PLAIN
+    masks: str = NO_MASKS
+
+    @property
+    def without_caption(self) -> list[Path]:
+        """Pictures that have none."""
+        return [entry.image for entry in self.entries if not entry.captions]
+
+
+@dataclass(frozen=True)
+class ReadEntry:
+    """What came of one picture.
+
+    Attributes:
+        item: The picture; None where it cannot be used.
+        problems: What is wrong with it or with its mask, each with a file's name.
+        notes: What was passed over.
+    """
+
+    item: Item | None
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def list_folder(
+    folder: str | Path,
+    caption: str = "",
+    recursive: bool = False,
+    layout: str = PLAIN,
+    several: bool = False,
+    masks: str = NO_MASKS,
+) -> Listed:
+    """As `read_folder`, without opening a picture and without refusing what is wrong with single files.
+
+    Args:
+        folder: Where the pictures are.
+        caption: For pictures without a caption of their own.
+        recursive: Also read folders inside the folder.
+        layout: See `read_folder`.
+        several: Whether each line of a caption file is a caption of its own.
+        masks: See `read_folder`.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ValueError: No folder, no pictures, links out of it, or another layout or other masks than said.
+    """
     root = _root(folder)
     listing = _listing(root, recursive or layout != PLAIN)
     entries, problems, warnings = _entries(root, listing, recursive, layout, several)
@@ -69,15 +150,98 @@ def read_folder(
     warnings += notes
     entries = [_captioned(entry, texts, caption) for entry in entries]
     entries, notes = _masked(root, entries, listing, masks)
-    warnings += notes
-    missing = [entry.image for entry in entries if not entry.captions]
-    if missing and needs_captions and not problems:
-        raise ValueError(_no_captions(root, missing, len(entries), layout))
-    items, notes = _items(root, entries, masks, problems, check)
-    if problems:
-        raise ValueError(_bad_files(root, problems))
-    _check_alpha(root, items, masks)
-    return items, tuple(map(plain, (*notes, *warnings, *_left_out(listing, entries))))
+    warnings += [*notes, *_left_out(listing, entries)]
+    return Listed(root, tuple(entries), tuple(problems), tuple(warnings), layout, masks)
+
+
+def read_entry(
+    listed: Listed, entry: Entry, check: Callable[[Path], Checked] = check_image
+) -> ReadEntry:
+    """Find out whether a picture and its mask can be used.
+
+    Args:
+        listed: The folder.
+        entry: One of its pictures.
+        check: Finds out whether a file can be used; another one may remember it, or look less closely.
+
+    Returns:
+        The picture as an item, or what is wrong.
+    """
+    root, problems = listed.root, list[str]()
+    checked = _checked(root, entry.image, problems, check)
+    if checked is None:
+        return ReadEntry(None, tuple(problems))
+    notes = (f"{entry.image.as_posix()} {checked.warning}",) if checked.warning else ()
+    item = Item(
+        entry.captions,
+        path=str(root / entry.image),
+        size=(checked.width, checked.height),
+        mask=None if entry.mask is None else str(root / entry.mask),
+        mask_from_alpha=listed.masks == ALPHA and checked.has_alpha,
+        repeats=entry.repeats,
+        weight=entry.weight,
+        label=entry.label,
+    )
+    if entry.mask is not None and _checked(root, entry.mask, problems, check):
+        try:
+            item.check_mask_size()
+        except ImageError as error:
+            problems.append(f"{entry.mask.as_posix()}: {error.reason}")
+    return ReadEntry(item, tuple(problems), notes)
+
+
+def check_alpha(listed: Listed, items: Sequence[Item]) -> None:
+    """Look whether there is a mask at all, where masks are to come from transparency.
+
+    Args:
+        listed: The folder.
+        items: All of its pictures.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if listed.masks == ALPHA and not any(item.mask_from_alpha for item in items):
+        raise ValueError(
+            f"masks are to come from alpha, but no image in '{listed.root.name}' is transparent anywhere: save them "
+            "with transparency, or choose other masks"
+        )
+
+
+def said_of_missing(listed: Listed) -> str:
+    """The error for pictures without a caption.
+
+    Args:
+        listed: The folder, of which some have none.
+
+    Returns:
+        Which ones, and what to do.
+    """
+    missing = listed.without_caption
+    hint = "Put a .txt file with text and the same name beside each, or give one prompt for all"
+    metadata = [name for name in METADATA if (listed.root / name).is_file()]
+    if metadata and listed.layout != METADATA_FILE:
+        hint += f"; to read {metadata[0]}, choose the layout '{METADATA_FILE}'"
+    hint += "; or switch allow_no_caption on, for class images that Class Images gives a caption"
+    count = f"{len(missing)} of {len(listed.entries)} images in '{listed.root.name}'"
+    return f"{count} have no caption: {some(missing)}. {hint}"
+
+
+def said_of_problems(root: Path, problems: Sequence[str], limit: int = 10) -> str:
+    """The error for files that cannot be used.
+
+    Args:
+        root: The folder.
+        problems: What is wrong, each with a file's name.
+        limit: How many are named.
+
+    Returns:
+        How many there are, and the first ones.
+    """
+    count = "1 file" if len(problems) == 1 else f"{len(problems)} files"
+    lines = [f"{count} in '{plain(root.name)}' cannot be used:", *map(plain, problems[:limit])]
+    if len(problems) > limit:
+        lines.append(f"and {len(problems) - limit} more")
+    return "\n  ".join(lines)
 
 
 def class_names(folder: str | Path) -> tuple[str, ...]:
@@ -160,48 +324,6 @@ def _masked(
     return [replace(entry, mask=file) for entry, file in zip(entries, files, strict=True)], notes
 
 
-def _items(
-    root: Path,
-    entries: Sequence[Entry],
-    masks: str,
-    problems: list[str],
-    known: Callable[[Path], Checked],
-) -> tuple[tuple[Item, ...], list[str]]:
-    """Decode every picture once; reasons against the bad ones are added to the problems."""
-    items, notes = [], []
-    for entry in entries:
-        check = _checked(root, entry.image, problems, known)
-        if check is None:
-            continue
-        if check.warning:
-            notes.append(f"{entry.image.as_posix()} {check.warning}")
-        item = Item(
-            entry.captions,
-            path=str(root / entry.image),
-            size=(check.width, check.height),
-            mask=None if entry.mask is None else str(root / entry.mask),
-            mask_from_alpha=masks == ALPHA and check.has_alpha,
-            repeats=entry.repeats,
-            weight=entry.weight,
-            label=entry.label,
-        )
-        if entry.mask is not None and _checked(root, entry.mask, problems, known):
-            try:
-                item.check_mask_size()
-            except ImageError as error:
-                problems.append(f"{entry.mask.as_posix()}: {error.reason}")
-        items.append(item)
-    return tuple(items), notes
-
-
-def _check_alpha(root: Path, items: Sequence[Item], masks: str) -> None:
-    if masks == ALPHA and not any(item.mask_from_alpha for item in items):
-        raise ValueError(
-            f"masks are to come from alpha, but no image in '{root.name}' is transparent anywhere: save them with "
-            "transparency, or choose other masks"
-        )
-
-
 def _checked(
     root: Path, image: Path, problems: list[str], check: Callable[[Path], Checked]
 ) -> Checked | None:
@@ -213,23 +335,6 @@ def _checked(
     except ImageError as error:
         problems.append(f"{image.as_posix()}: {error.reason}")
         return None
-
-
-def _no_captions(root: Path, missing: Sequence[Path], count: int, layout: str) -> str:
-    hint = "Put a .txt file with text and the same name beside each, or give one prompt for all"
-    metadata = [name for name in METADATA if (root / name).is_file()]
-    if metadata and layout != METADATA_FILE:
-        hint += f"; to read {metadata[0]}, choose the layout '{METADATA_FILE}'"
-    hint += "; or switch allow_no_caption on, for class images that Class Images gives a caption"
-    return f"{len(missing)} of {count} images in '{root.name}' have no caption: {some(missing)}. {hint}"
-
-
-def _bad_files(root: Path, problems: Sequence[str], limit: int = 10) -> str:
-    count = "1 file" if len(problems) == 1 else f"{len(problems)} files"
-    lines = [f"{count} in '{plain(root.name)}' cannot be used:", *map(plain, problems[:limit])]
-    if len(problems) > limit:
-        lines.append(f"and {len(problems) - limit} more")
-    return "\n  ".join(lines)
 
 
 def _nothing_found(root: Path, listing: Listing, recursive: bool) -> str:

@@ -6,7 +6,6 @@ CMYK profiles, transparency, a truncated file) is done or refused here. RGB valu
 they are stored, as ComfyUI's own LoadImage does.
 """
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,15 +15,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from ...plain import plain
-
-try:
-    from PIL import ImageCms
-except ImportError:  # Pillow can be built without LittleCMS
-    ImageCms = None  # type: ignore[assignment]
+from ._conversion import (
+    UnusableError,
+    decoded,
+    has_alpha,
+    is_wide,
+    narrow,
+    orientation,
+    rgb,
+    unit,
+    upright,
+    upright_size,
+)
+from .png_chunks import may_be_turned
+from .strict import strict
 
 MIN_PX = 8
 MAX_PIXELS = 178_956_970
@@ -43,7 +51,6 @@ _CODECS = {
     "TIFF": ("", (".tif", ".tiff")),
     "AVIF": ("avif", (".avif",)),
 }
-_ORIENTATION = 0x0112
 _DAMAGED = (
     OSError,
     SyntaxError,
@@ -133,8 +140,8 @@ def read_image(path: str | Path) -> Tensor:
     Raises:
         ImageError: The file is no picture, is damaged, too small or too large.
     """
-    with _opened(Path(path)) as image:
-        pixels = _upright(_rgb(image), _orientation(image))
+    with opened(Path(path)) as image:
+        pixels = upright(rgb(image), orientation(image))
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
@@ -152,11 +159,11 @@ def read_alpha(path: str | Path) -> Tensor | None:
     Raises:
         ImageError: The file is no picture, is damaged, too small or too large.
     """
-    with _opened(Path(path)) as image:
+    with opened(Path(path)) as image:
         image.load()
-        if not _has_alpha(image):
+        if not has_alpha(image):
             return None
-        alpha = _upright(_unit(image.convert("RGBA"))[:, :, 3], _orientation(image))
+        alpha = upright(unit(image.convert("RGBA"))[:, :, 3], orientation(image))
     return torch.from_numpy(np.ascontiguousarray(alpha))
 
 
@@ -172,8 +179,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         ImageError: The file is no picture, is damaged, too small or too large.
     """
-    with _opened(Path(path)) as image:
-        return _upright_size(image)
+    with opened(Path(path)) as image:
+        return upright_size(image)
 
 
 def check_image(path: str | Path) -> Checked:
@@ -188,23 +195,39 @@ def check_image(path: str | Path) -> Checked:
     Raises:
         ImageError: The file is no picture, is damaged, too small or too large.
     """
-    with _opened(Path(path)) as image:
+    with opened(Path(path)) as image:
         warning = ""
         # A phone's MPO is a photograph with its own thumbnail or depth map behind it.
         if getattr(image, "is_animated", False) and image.format != "MPO":
             what = "of several pages" if image.format == "TIFF" else "animated"
             warning = f"is {what}: only the first picture is used"
             image.seek(0)
-        width, height = _upright_size(image)
-        _check_scans(Path(path), image)
+        width, height = upright_size(image)
+        check_scans(Path(path), image)
         image.draft(None, (1, 1))
-        whole = _decoded(image)
-        if not _is_wide(
-            image
-        ):  # one pixel shows whether there is a conversion, and takes no memory
-            _narrow(whole.crop((0, 0, 1, 1)))
-        has_alpha = _has_alpha(image)
-    return Checked(width, height, warning, has_alpha)
+        whole = decoded(image)
+        if not is_wide(image):  # one pixel shows whether there is a conversion, and takes no memory
+            narrow(whole.crop((0, 0, 1, 1)))
+        is_clear = has_alpha(image)
+    return Checked(width, height, warning, is_clear)
+
+
+def check_header(path: str | Path) -> Checked:
+    """As `check_image`, of what the beginning of the file says: a damaged picture passes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its size, and whether it has transparency.
+
+    Raises:
+        ImageError: The file is no picture, too small or too large.
+    """
+    with opened(Path(path)) as image:
+        is_plain = image.format == "PNG" and not may_be_turned(Path(path))
+        size = image.size if is_plain else upright_size(image)
+        return Checked(*size, has_alpha=has_alpha(image))
 
 
 def rgb_pixels(image: Tensor) -> Tensor:
@@ -231,14 +254,12 @@ def rgb_pixels(image: Tensor) -> Tensor:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture strictly; whatever goes wrong in the block becomes an ImageError."""
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packs switch it on, for the whole process
     try:
         if path.stat().st_size == 0:
             raise ImageError(path.name, "is empty (0 bytes): copy it again or remove it")
-        with Image.open(path, formats=_FORMATS) as image:
+        with strict(), Image.open(path, formats=_FORMATS) as image:
             _check_size(path.name, image)
             yield image
     except ImageError:
@@ -252,17 +273,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ImageError(path.name, reason + "or its beginning is damaged") from error
     except Image.DecompressionBombError as error:
         raise ImageError(path.name, _too_large("its size")) from error
-    except _UnusableError as error:
+    except UnusableError as error:
         raise ImageError(path.name, str(error)) from error
     except _DAMAGED as error:
         reason = f"is damaged or cut short ({error}): copy it again or remove it"
         raise ImageError(path.name, reason) from error
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
-
-
-class _UnusableError(Exception):
-    """A whole picture of a kind that has no right conversion."""
 
 
 def _check_size(name: str, image: Image.Image) -> None:
@@ -275,100 +290,14 @@ def _check_size(name: str, image: Image.Image) -> None:
         raise ImageError(name, reason)
 
 
-def _check_scans(path: Path, image: Image.Image) -> None:
+def check_scans(path: Path, image: Image.Image) -> None:
     """Refuse a JPEG of thousands of passes, each of a few bytes; beside the pixels' data the marker hardly occurs."""
     if image.format not in ("JPEG", "MPO"):
         return
     scans = path.read_bytes().count(b"\xff\xda")
     if scans * image.width * image.height > _SCANNED_PIXELS:
-        raise _UnusableError(
-            f"is a JPEG of {scans} scans, more than any camera makes: save it anew"
-        )
+        raise UnusableError(f"is a JPEG of {scans} scans, more than any camera makes: save it anew")
 
 
 def _too_large(size: str, most: int = MAX_PIXELS) -> str:
     return f"is too large ({size}, the most is {most // 10**6} million pixels): scale it down"
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    """Return fp32 [H, W, 3] in 0..1, not yet turned upright."""
-    if _is_wide(image):
-        # Image.convert would clip these at 255.
-        grey = np.asarray(image).astype(np.float32)
-        grey /= 65535
-        if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF that stores white as 0
-            grey = 1 - grey
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return _narrow(_decoded(image))
-
-
-def _is_wide(image: Image.Image) -> bool:
-    """Whether it is grey of 16 bits."""
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-
-
-def _decoded(image: Image.Image) -> Image.Image:
-    if _is_wide(image):
-        image.load()
-        return image
-    if image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floating-point values"
-        raise _UnusableError(f"holds {kind}, whose white is not defined: save it with 8 or 16 bits")
-    image.load()
-    return _from_cmyk(image) if image.mode == "CMYK" else image
-
-
-def _narrow(image: Image.Image) -> np.ndarray:
-    if _has_alpha(image):
-        rgba = _unit(image.convert("RGBA"))
-        alpha = rgba[:, :, 3:]
-        return rgba[:, :, :3] * alpha + (1 - alpha)
-    return _unit(image.convert("RGB"))
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info
-
-
-def _unit(image: Image.Image) -> np.ndarray:
-    values = np.asarray(image).astype(np.float32)
-    values /= 255
-    return values
-
-
-def _from_cmyk(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if not profile or ImageCms is None:
-        return image.convert("RGB")
-    try:
-        inks = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        srgb = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, inks, srgb, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError) as error:
-        text = f"carries a CMYK colour profile that cannot be used ({error}): save it as RGB"
-        raise _UnusableError(text) from error
-    return image.convert("RGB") if converted is None else converted
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return EXIF's 1..8; of a loaded TIFF 1, as Pillow has turned it already."""
-    value = image.getexif().get(_ORIENTATION, 1)
-    return value if value in range(1, 9) else 1
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    if image.format == "TIFF":  # whether Pillow has swapped the sides depends on its version
-        image.load()
-    width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation: 5..8 are transposed, the flips come after."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a dataset holds, as text for people: buckets, captions, duplicates, warnings."""
 
-from collections import Counter, defaultdict
-from pathlib import Path
+from collections import Counter
 
 from .dataset import Dataset
-from .images import vanished
+from .findings import CUT, MOST_CUT, SCALED_UP, SMALL, duplicates, has_trigger, of_size
 from .names import NAMED, picture_names, some
 from .notes import notes
-from .triggers import trigger_pattern
 
 
 def describe(dataset: Dataset) -> str:
@@ -31,7 +29,7 @@ def describe(dataset: Dataset) -> str:
         lines.append(f"  {width:>5} x {height:<5} {_count(count, 'image')}")
     lines += _count_lines(dataset)
     lines += _caption_lines(dataset, names)
-    lines += _small_lines(dataset, names)
+    lines += _size_lines(dataset, names)
     for group in duplicates(dataset):
         lines.append("same picture twice: " + " = ".join(names[i] for i in group))
     lines += [f"warning: {text}" for text in (*dataset.warnings, *notes(dataset))]
@@ -79,39 +77,6 @@ def list_texts(dataset: Dataset, count: int = 8) -> str:
     for index, name in enumerate(picture_names(dataset)[:count]):
         lines += [f"{name}:", *(f"  {text or '(empty)'}" for text in dataset.texts(index))]
     return "\n".join(lines)
-
-
-def duplicates(dataset: Dataset) -> list[list[int]]:
-    """Groups of pictures with equal contents; only files of equal length are read.
-
-    Args:
-        dataset: Where to look.
-
-    Returns:
-        Their numbers, a list for each group of two or more.
-
-    Raises:
-        ImageError: A file is gone.
-        OSError: A file cannot be read.
-    """
-    by_bytes = defaultdict(list)
-    for index, item in enumerate(dataset.items):
-        pixels = item.pixels
-        key = tuple(pixels.shape) if pixels is not None else _bytes(str(item.path))
-        by_bytes[key].append(index)
-    groups = defaultdict(list)
-    for indices in by_bytes.values():
-        if len(indices) > 1:
-            for index in indices:
-                groups[dataset.items[index].picture_digest()].append(index)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _bytes(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except FileNotFoundError as error:
-        raise vanished(path) from error
 
 
 def _headline(dataset: Dataset) -> str:
@@ -176,21 +141,24 @@ def _caption_lines(dataset: Dataset, names: list[str]) -> list[str]:
         own = texts[start : start + len(part)]
         start += len(part)
         if part.trigger:
-            is_there = trigger_pattern([part.trigger]).search
-            count = sum(any(map(is_there, one)) for one in own)
+            count = sum(has_trigger(part.trigger, one) for one in own)
             lines.append(f'trigger "{part.trigger}": in {count} of {len(part)} captions')
     return lines
 
 
-def _small_lines(dataset: Dataset, names: list[str]) -> list[str]:
-    """Name pictures of less than half the pixels that are trained at."""
-    small = []
+def _size_lines(dataset: Dataset, names: list[str]) -> list[str]:
+    """Name pictures of less than half the pixels that are trained at, enlarged ones, and such as lose much."""
+    said = {
+        SMALL: "too small for the resolution",
+        SCALED_UP: "scaled up to fill their buckets",
+        CUT: f"cut off by more than {100 * MOST_CUT:.0f} % to fit their buckets",
+    }
+    named: dict[str, list[str]] = {kind: [] for kind in said}
     for index, name in enumerate(names):
-        part, i = dataset.part(index)
-        width, height = part.items[i].measure()
-        if 2 * width * height < part.resolution**2:
-            small.append(f"{name} ({width} x {height})")
-    return [f"too small for the resolution: {some(small)}"] if small else []
+        width, height = dataset.items[index].measure()
+        for kind in named.keys() & of_size(dataset, index).keys():
+            named[kind].append(f"{name} ({width} x {height})")
+    return [f"{said[kind]}: {some(found)}" for kind, found in named.items() if found]
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,8 +5,9 @@ import { setStyle } from "./dom.js";
 
 /**
  * @typedef {object} DisplayOptions
- * @property {number} [minHeight] Pixels that the row has at least.
- * @property {number} [maxHeight] Pixels that it has at most; without one it takes what is left of the node.
+ * @property {number | (() => number)} [minHeight] Pixels that the row has at least.
+ * @property {number | (() => number | undefined)} [maxHeight] Pixels that it has at most; without a number it takes
+ *   what is left of the node.
  * @property {number} [minWidth] Pixels that the node is made wide, when it is new.
  * @property {() => void} [dispose] Called when the node is removed.
  */
@@ -23,11 +24,12 @@ import { setStyle } from "./dom.js";
  */
 export function addDisplay(app, node, name, root, options = {}) {
   const { minHeight = 230, maxHeight, minWidth = 340, dispose } = options;
+  const [least, most] = [minHeight, maxHeight].map((one) => (typeof one === "function" ? one : () => one));
   if (typeof node.addDOMWidget !== "function") return null;
   // Vue nodes give the rest of their height to rows of this class only.
-  if (!maxHeight) root.classList.add("widget-expands");
+  if (!most()) root.classList.add("widget-expands");
   setStyle(root, {
-    width: "100%", height: "100%", minHeight: `${minHeight}px`, boxSizing: "border-box",
+    width: "100%", height: "100%", minHeight: `${least()}px`, boxSizing: "border-box",
     display: "flex", flexDirection: "column", overflow: "hidden",
     contain: "inline-size", // what is in it never makes it wider than the node
   });
@@ -36,8 +38,8 @@ export function addDisplay(app, node, name, root, options = {}) {
     serialize: false, // not in the prompt
     hideOnZoom: false,
     hideInPanel: true,
-    getMinHeight: () => minHeight,
-    ...(maxHeight ? { getMaxHeight: () => maxHeight } : {}),
+    getMinHeight: least,
+    getMaxHeight: most,
     getValue: () => "",
     setValue: () => {},
   });
