@@ -75,7 +75,8 @@ export class DatasetGrid {
     const row = this.options.source.row(place);
     let cell = this.cells.get(place);
     if (!cell || (row && cell.dataset.state === "empty")) {
-      const made = row ? this.cell(row) : element("div", { class: "graft-set-cell", attributes: { "data-state": "empty" } });
+      const empty = { class: "graft-set-cell", attributes: { "data-state": "empty" } };
+      const made = row ? this.cell(row) : element("div", empty);
       if (cell) cell.replaceWith(made);
       else this.sheet.append(made);
       this.cells.set(place, (cell = made));
@@ -101,7 +102,8 @@ export class DatasetGrid {
     const problems = row.problems ?? [];
     const state = problems.some((one) => one.is_error) ? "error" : problems.length ? "odd" : "good";
     const said = problems.map((one) => `${one.kind}: ${one.text}`).join("\n");
-    const picture = row.row === null ? element("span", { text: "unreadable" }) : thumbnail(url(source.thumbnail(row.row)));
+    const isThere = row.row !== null;
+    const picture = isThere ? thumbnail(url(source.thumbnail(row.row))) : element("span", { text: "unreadable" });
     return element(
       "button",
       {

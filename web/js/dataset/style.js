@@ -6,8 +6,8 @@ export const PANEL_CSS = `
 .graft-set { font: calc(11px * var(--graft-text, 1))/1.3 sans-serif; color: var(--input-text, #ddd); gap: 4px; }
 .graft-set [hidden] { display: none !important; }
 .graft-set button, .graft-set select {
-  font: inherit; color: inherit; background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #4e4e4e);
-  border-radius: 4px; padding: 2px 6px; cursor: pointer; }
+  font: inherit; color: inherit; background: var(--comfy-input-bg, #222);
+  border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; padding: 2px 6px; cursor: pointer; }
 .graft-set button:focus-visible, .graft-set-grid:focus-visible { outline: 2px solid #4aa3ff; outline-offset: -2px; }
 .graft-set-head { display: flex; gap: 4px; flex: 0 0 auto; align-items: stretch; }
 .graft-set .graft-set-toggle {
