@@ -190,10 +190,13 @@ _FAKE = """(m) => {
     const circle = {id: 5, type: "Reroute", inputs: [{name: "", type: "*", link: 4}], outputs: [{links: [4]}]};
     const back = {origin_id: 5, origin_slot: 0, target_id: 5, target_slot: 0};
     circle.graph = {links: {4: back}, getNodeById: () => circle};
-    return [m.modelSource(train), m.modelSource(setting), m.modelSource(lora), m.modelSource(circle)];
+    const loose = {id: 10, type: "GraftTrain", graph: inner, outputs: [{links: [9]}],
+        inputs: [{name: "model", link: null}]};
+    inner.links[9] = {origin_id: 10, origin_slot: 0, target_id: 9, target_slot: 1};
+    return [train, setting, lora, circle, loose].map((node) => m.modelSource(node));
 }"""
 
 
 def test_the_loader_is_found_through_subgraphs_and_circles_end(plain_page):
     found = {"source": "unet", "name": "a.safetensors"}
-    assert plain_page.module("source", _FAKE) == [found, found, found, None]
+    assert plain_page.module("source", _FAKE) == [found, found, found, None, None]

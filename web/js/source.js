@@ -15,13 +15,16 @@ const MINI = "GraftMiniModel";
 
 /**
  * The loader that a node's MODEL comes from: upstream of its own input `model`, of the training node that its adapter
- * is of, or of the nodes that it is a setting of.
+ * is of, or, where it has no such input, of the nodes that it is a setting of.
  *
  * @param {any} node
  * @returns {Source | null} Null where no loader is found that says a file.
  */
 export function modelSource(node) {
-  return upstream(node, new Set()) ?? downstream(node, new Set());
+  const found = upstream(node, new Set());
+  // A node with an input for it has that model or none.
+  const hasInput = (node.inputs ?? []).some((input) => input.name === "model");
+  return found ?? (hasInput ? null : downstream(node, new Set()));
 }
 
 function upstream(node, seen) {
