@@ -186,8 +186,8 @@ def _solve(
 ) -> tuple[torch.Tensor, Stepped, torch.Tensor, float]:
     """x whose step leads to ``target``, by x <- x + w (target - step(x)) with Aitken's w, which is 1 at first.
 
-    Each sample of a batch has its own w, and ends by itself. It gives x, the last step that was tried, w ``[B]``, and the
-    largest error that is known.
+    Each sample of a batch has its own w, and ends by itself. It gives x, the last step that was tried, w ``[B]``, and
+    the largest error that is known.
     """
     batch = target.shape[0]
     wide = (batch,) + (1,) * (target.ndim - 1)
