@@ -43,6 +43,7 @@ def pytest_configure(config):
         import torch
     except ImportError as error:
         raise pytest.UsageError("torch is not installed here: run `make setup`") from error
+    inprocess.SERVER_THREADS = torch.get_num_threads()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 

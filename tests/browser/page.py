@@ -53,7 +53,7 @@ class ComfyPage:
         self.context, self.server, self.mode = context, server, mode
         self.problems: list[str] = []
         self.outside: list[str] = []
-        self.asked: set[str] = set()
+        self.asked: list[str] = []
         self.page = context.new_page()
         self.page.set_default_timeout(90_000)
         self.page.on("console", self._heard)
@@ -199,7 +199,7 @@ class ComfyPage:
 
     def _asked(self, request: Any) -> None:
         parts = urlsplit(request.url)
-        self.asked.add(parts.path)
+        self.asked.append(parts.path)
         if parts.scheme in ("data", "blob", "chrome-extension") or request.url == "about:blank":
             return
         if f"{parts.scheme}://{parts.netloc}" in (

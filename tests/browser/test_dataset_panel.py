@@ -167,10 +167,10 @@ def test_it_follows_the_widgets_and_further_nodes(comfy_page, folder):
 
 def test_a_hidden_panel_asks_for_nothing(comfy_page, folder):
     page = comfy_page
-    page.asked.clear()
+    before = len(page.asked)
     page.load(graph(loader(is_open=False)))
     page.page.wait_for_timeout(1500)
-    assert not [path for path in page.asked if "/graft/datasets" in path]
+    assert not [path for path in page.asked[before:] if "/graft/datasets" in path]
     assert head(page).endswith("Pictures")
     size = page.evaluate("() => app.graph.getNodeById(1).size[1]")
     page.evaluate(f"() => {PANEL.format(id=1)}.toggle.click()")

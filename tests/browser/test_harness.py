@@ -10,7 +10,7 @@ from tests.host.server import PACK_FOLDER
 def test_every_script_of_ours_is_loaded(comfy_page):
     scripts = [name for name in comfy_page.server.get("/extensions") if PACK_FOLDER in name]
     assert f"/extensions/{PACK_FOLDER}/js/dom.js" in scripts
-    assert set(scripts) <= comfy_page.asked
+    assert set(scripts) <= set(comfy_page.asked)
 
 
 def test_the_page_is_of_the_mode_that_the_test_is_for(comfy_page, mode):

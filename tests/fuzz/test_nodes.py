@@ -122,7 +122,9 @@ def wires():
         "SIGMAS": torch.tensor([14.0, 3.0, 0.0]),
         "SAMPLER": sampler(SAMPLERS.get("edm-heun")()),
         "GRAFT_GUIDANCE": (Term(LOSSES.get("color")(), COURSES.get("constant")()),),
-        "GRAFT_STEPS": Recorder(deque([Trace((14.0,), (1.0,), (0.5,), 1, 1, frozenset())])),
+        "GRAFT_STEPS": Recorder(
+            deque([Trace("D", "step", (14.0,), {"|D|": (1.0,)}, 1, 1, frozenset())])
+        ),
     }
 
 

@@ -15,6 +15,7 @@ import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+SERVER_THREADS = 1  # of a server that the tests start; tests/conftest.py finds out
 FOLDERS = ("custom_nodes", "input", "models", "output", "temp", "user/default")
 
 _base: Path | None = None
