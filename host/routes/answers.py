@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from ..files.reveal import without_places
 from .guard import Handler, Problem, guarded, small_object
 
 MAX_BODY = 16_384
@@ -30,7 +31,7 @@ def answering(web: Any, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> H
 
     Args:
         web: The module ``aiohttp.web``.
-        answer: Makes the answer of the body; its ValueError and OSError are told.
+        answer: Makes the answer of the body; its ValueError, OverflowError and OSError are told without places.
     """
 
     async def handler(request: Any) -> Any:
@@ -38,8 +39,8 @@ def answering(web: Any, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> H
         loop = asyncio.get_running_loop()
         try:
             made = await loop.run_in_executor(None, answer, body)
-        except ValueError as error:
-            made = {"error": str(error)}
+        except (ValueError, OverflowError) as error:  # the latter of a number that no widget has
+            made = {"error": without_places(str(error))}
         except OSError as error:
             made = {"error": f"A file cannot be read: {error.strerror or type(error).__name__}."}
         return web.json_response(made)

@@ -58,6 +58,11 @@ def test_heat_and_plots(server):
         ("plots/objective", {"source": "mini", "widgets": {"noise": "x"}}, "Unknown noise law"),
         ("plots/schedule", {"widgets": {"options": "rho"}}, "name=value"),
         ("plots/overlap", {"files": []}, "two to 4"),
+        (
+            "blocks/pick",
+            {"source": "mini", "kind": "strengths", "group": "output_blocks", "value": 10**400},
+            "too large",
+        ),
     ],
 )
 def test_a_wrong_setting_is_answered_in_words(server, path, body, said):

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """DPM-Solver++(2M) backward; its steps look at the one before, so that they are solved in sweeps (Hong et al. 2024)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ....registry import option
-from ...parts import SAMPLERS, Denoise, Levels, Noise
-from ..backward import backward
-from ..parts import INVERSIONS, Inversion, Watch
+from ..backward import Effort
+from ..parts import INVERSIONS
 from ._solving import Solving
 
 
@@ -19,7 +15,8 @@ from ._solving import Solving
 class InvertDPMpp2M(Solving):
     """x with S(x, D of the level above) = x', S a step of dpmpp-2m down."""
 
-    is_drawn: ClassVar[bool] = False
+    sampler: ClassVar[str] = "dpmpp-2m"
+    looks_back: ClassVar[bool] = True
 
     sweeps: int = option(
         6,
@@ -29,25 +26,7 @@ class InvertDPMpp2M(Solving):
         max=100,
     )
 
-    def invert(
-        self,
-        denoise: Denoise,
-        x: torch.Tensor,
-        sigmas: Sequence[float],
-        noise: Noise,
-        *,
-        levels: Levels | None = None,
-        watch: Watch | None = None,
-    ) -> Inversion:
-        """The inversion of a latent ``[B, ...]``; it draws nothing."""
-        effort = self.effort(self.sweeps)
-        return backward(
-            SAMPLERS.get("dpmpp-2m")(),
-            denoise,
-            x,
-            sigmas,
-            effort,
-            looks_back=True,
-            levels=levels,
-            watch=watch,
-        )
+    @property
+    def effort(self) -> Effort:
+        """The settings in one value."""
+        return replace(super().effort, sweeps=self.sweeps)
